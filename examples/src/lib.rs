@@ -1,0 +1,1 @@
+//! What the examples share: exit codes, tables and JSON output.
