@@ -1,0 +1,65 @@
+//! What kernel tests share.
+#![allow(dead_code, unused_macros, clippy::unwrap_used)]
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, Command, Stdio};
+
+/// Skips the test, visibly, when the host lacks something; with `SANDBOX_TEST_REQUIRE_ALL=1` it fails instead.
+macro_rules! require {
+    ($name:literal, $($need:expr => $needs:expr),+ $(,)?) => {
+        $(if !$need && $crate::common::skip($name, &$needs.to_string()) { return; })+
+    };
+}
+pub(crate) use require;
+
+/// Says on the real stderr (libtest captures `eprintln!`) that a test is skipped.
+pub(crate) fn skip(name: &str, needs: &str) -> bool {
+    assert!(std::env::var_os("SANDBOX_TEST_REQUIRE_ALL").is_none(), "{name} needs {needs}");
+    let _ =
+        writeln!(std::io::stderr(), "SKIP {name}: needs {needs}; found uid {}", rustix::process::geteuid().as_raw());
+    true
+}
+
+pub(crate) fn root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A process in a new user namespace without maps, which waits for a line and then runs `script`.
+pub(crate) struct Held {
+    pub(crate) child: Child,
+}
+
+impl Held {
+    /// `None` when the host allows no user namespaces.
+    pub(crate) fn start(script: &str) -> Option<Self> {
+        let script = format!("echo ready; read _; {script}");
+        let mut child = Command::new("unshare")
+            .args(["--user", "sh", "-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let mut line = String::new();
+        // Byte by byte, so that nothing of what follows is swallowed.
+        let out = child.stdout.as_mut()?;
+        BufReader::with_capacity(1, out).read_line(&mut line).ok()?;
+        if line == "ready\n" {
+            Some(Self { child })
+        } else {
+            let _ = child.wait();
+            None
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Lets it go on, and gives all that it printed.
+    pub(crate) fn finish(mut self) -> String {
+        drop(self.child.stdin.take().map(|mut input| input.write_all(b"\n")));
+        let output = self.child.wait_with_output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
