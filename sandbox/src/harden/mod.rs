@@ -1,0 +1,4 @@
+//! What a program can no longer do once it runs: the second lock behind the namespaces.
+
+pub(crate) mod seccomp;
+mod syscalls;
