@@ -379,7 +379,8 @@ impl Assembler {
 /// What is left when a few lone numbers are taken out, if that is one decision: comparing these numbers one by one is
 /// then shorter than cutting at both of their sides.
 fn background<'a>(spans: &[Span<'a>]) -> Option<&'a Decision> {
-    const FEW: usize = 2;
+    // More than three lengthen the walk by as much as they shorten the program.
+    const FEW: usize = 3;
     let widest = spans.iter().find(|span| !span.is_single()).or(spans.first())?.decision;
     let others = || spans.iter().filter(|span| span.decision != widest);
     (others().count() <= FEW && others().all(Span::is_single)).then_some(widest)
