@@ -19,6 +19,7 @@
 
 mod error;
 mod limit;
+pub mod limits_conf;
 mod process;
 mod resource;
 mod table;

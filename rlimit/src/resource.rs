@@ -74,7 +74,8 @@ pub enum Scope {
 pub enum Resource {
     /// CPU time of the process (its threads summed, not its children), in **seconds**. At the soft limit SIGXCPU, again
     /// after each further second; at the hard limit SIGKILL. The kernel raises the soft limit by one second with each
-    /// SIGXCPU, so a limit read back later is larger than the one set. 0 acts as one second.
+    /// SIGXCPU, so a limit read back later is larger than the one set. 0 is reached at the next
+    /// tick of the clock.
     Cpu,
     /// Size of a file that the process writes, in **bytes**. A write is cut short at the limit; the next fails with
     /// EFBIG and sends SIGXFSZ, which kills unless handled or ignored. Pipes and sockets are not affected.
