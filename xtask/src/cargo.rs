@@ -53,6 +53,23 @@ pub(crate) fn test_binaries() -> Result<Vec<TestBinary>> {
     Ok(binaries)
 }
 
+/// Builds a program of this package without shared libraries, small, and returns its path.
+pub(crate) fn build_static_bin(name: &str) -> Result<PathBuf> {
+    // With a target named, flags for it do not reach build scripts and macros, which cannot be static.
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let profile = ["inherits='release'", "opt-level='s'", "panic='abort'", "strip=true"];
+    let settings = profile.map(|setting| format!("profile.guest.{setting}"));
+    let mut args =
+        vec!["build", "--quiet", "--package", "xtask", "--bin", name, "--target", &target, "--profile", "guest"];
+    for setting in &settings {
+        args.extend(["--config", setting]);
+    }
+    let flags = format!("target.{target}.rustflags=['-Ctarget-feature=+crt-static']");
+    args.extend(["--config", &flags]);
+    let mut executables = build(&args)?.into_iter().filter_map(|artifact| artifact.executable);
+    executables.next_back().ok_or_else(|| Error::new(format!("cargo built no {name}")))
+}
+
 /// Runs a building subcommand of cargo and returns the artifacts that it reports.
 pub(crate) fn build(args: &[&str]) -> Result<Vec<Artifact>> {
     let output = cargo(args)

@@ -2,21 +2,24 @@
 //!
 //! They check the workspace on this machine (`host`), and on other kernels, booted in guests.
 
-#![expect(dead_code, reason = "the guest commands use the rest")]
+#![expect(dead_code, reason = "the matrix uses the rest")]
 
 mod cargo;
 mod error;
+mod guest;
 mod host;
 mod libtest;
 mod packages;
 mod run;
 mod skips;
+mod sys;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::Result;
+use crate::error::{Context, Error, Result};
+use crate::guest::kernel::Kernel;
 
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask", about)]
@@ -36,11 +39,40 @@ enum Command {
         #[arg(long)]
         bless: bool,
     },
+    /// Runs a command on another kernel, on a read-only view of this machine.
+    ///
+    /// Same directory, same files; own writes go to memory. The exit status is the command's; 124 when the time is
+    /// over, 125 when the guest failed (its console is shown), 77 when the kernel cannot be had here.
+    Guest {
+        /// List the kernels and whether they can run here.
+        #[arg(long, exclusive = true)]
+        list: bool,
+        #[arg(required_unless_present = "list")]
+        kernel: Option<Kernel>,
+        #[command(flatten)]
+        options: guest::Options,
+        #[arg(last = true, required_unless_present = "list", value_name = "COMMAND")]
+        command: Vec<String>,
+    },
+    #[command(hide = true)]
+    KeepGuest,
+    #[command(hide = true)]
+    FirstProcess {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        argv: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Test { host: _, bless } => test(bless),
+        Command::Guest { list: true, .. } => {
+            guest::list(&mut std::io::stdout()).map(|()| ExitCode::SUCCESS).context(|| "cannot write the list".into())
+        }
+        Command::Guest { kernel: Some(kernel), options, command, .. } => guest(kernel, &options, command),
+        Command::Guest { kernel: None, .. } => Err(Error::new("no kernel")),
+        Command::KeepGuest => return guest::keep(),
+        Command::FirstProcess { argv } => return guest::first_process(&argv),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error}");
@@ -52,4 +84,21 @@ fn test(bless: bool) -> Result<ExitCode> {
     let total = host::run(bless)?;
     println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
     Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn guest(kernel: Kernel, options: &guest::Options, command: Vec<String>) -> Result<ExitCode> {
+    if let Err(error) = kernel.install() {
+        eprintln!("SKIP {kernel}: {error}");
+        eprintln!("0 passed, 0 failed, 1 skipped");
+        return Ok(ExitCode::from(77));
+    }
+    let program = guest::program(command)?;
+    let outcome = guest::run(kernel, options, vec![program], std::io::stdout())?;
+    if let [result] = outcome.results.as_slice() {
+        return Ok(ExitCode::from(result.status));
+    }
+    let (status, what) =
+        if outcome.timed_out { (124, "its time was over") } else { (125, "it ended before the command") };
+    eprintln!("xtask: guest {kernel}: {what}; the end of its console:\n{}", outcome.console);
+    Ok(ExitCode::from(status))
 }

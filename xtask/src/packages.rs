@@ -25,6 +25,7 @@ struct Tool {
 const TOOLS: &[Tool] = &[
     Tool { program: "newuidmap", package: "uidmap", need: Need::Host },
     Tool { program: "depmod", package: "kmod", need: Need::Guest },
+    Tool { program: "ip", package: "iproute2", need: Need::Guest },
     Tool { program: "mkfs.ext4", package: "e2fsprogs", need: Need::Guest },
     Tool { program: "mkfs.f2fs", package: "f2fs-tools", need: Need::Guest },
     Tool { program: "mkfs.xfs", package: "xfsprogs", need: Need::Guest },
@@ -57,7 +58,10 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     }
     eprintln!("xtask: installing {list}");
     apt_get(&["update", "-qq"])?;
-    apt_get(&[&["install", "-qq", "-y", "--no-install-recommends"], packages.as_slice()].concat())?;
+    apt_get(
+        &[&["install", "-qq", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"], packages.as_slice()]
+            .concat(),
+    )?;
     match missing().as_slice() {
         [] => Ok(()),
         left => Err(Error::new(format!("still missing after installation: {}", left.join(" ")))),
