@@ -1,1 +1,29 @@
-//! Placeholder of the cgroup crate.
+//! cgroup v1, v2 and hybrid behind one set of words.
+#![forbid(unsafe_code)]
+
+mod convert;
+mod deadline;
+mod dir;
+mod error;
+mod events;
+mod group;
+mod hierarchy;
+mod kill;
+mod knob;
+mod limit;
+mod limits;
+mod name;
+mod parent;
+mod stat;
+mod usage;
+
+pub use error::{DELEGATION_FIXES, Error, Result};
+pub use events::Events;
+pub use group::Cgroup;
+pub use hierarchy::{Controller, Controllers, Hierarchy, Layout, Unreachable, Version};
+pub use kill::{Killed, Reason, Stuck};
+pub use knob::Knob;
+pub use limit::{CpuList, CpuMax, Device, Limit, ParseCpuListError, ParseDeviceError, ParseLimitError};
+pub use limits::{Applied, HugetlbMax, IoMax, Limits, Setting, SwapControl, Value, host_has_swap};
+pub use parent::{Needs, Parent};
+pub use usage::{CpuUsage, IoUsage, Meter, Throttled, Usage};

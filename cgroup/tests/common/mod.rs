@@ -1,0 +1,218 @@
+//! What the kernel tests share: saying what a test needs, groups that vanish with the test, and helper processes.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking, their helpers too")]
+
+use std::io::{Read as _, Write as _};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use cgroup::{Cgroup, Controller, Layout, Needs};
+
+/// Returns from the test with a line on stderr when a need is not met; fails when `SANDBOX_TEST_REQUIRE_ALL=1`.
+///
+/// A need is `(bool, "what is needed", found)`.
+#[macro_export]
+macro_rules! require {
+    ($name:literal, $met:expr, $needs:expr, $found:expr) => {
+        if !$met {
+            $crate::common::skip($name, &$needs.to_string(), &$found.to_string());
+            return;
+        }
+    };
+}
+
+/// Past libtest's capture, which takes only what the print macros write.
+pub fn skip(name: &str, needs: &str, found: &str) {
+    let line = format!("SKIP {name}: needs {needs}; found {found}\n");
+    assert!(std::env::var("SANDBOX_TEST_REQUIRE_ALL").as_deref() != Ok("1"), "{line}");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// A group that is removed when the test ends, however it ends.
+pub struct Group(pub Cgroup);
+
+impl std::ops::Deref for Group {
+    type Target = Cgroup;
+    fn deref(&self) -> &Cgroup {
+        &self.0
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.remove(SOON) {
+            let _ = writeln!(std::io::stderr(), "left behind: {error}");
+        }
+    }
+}
+
+pub fn name(what: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("sandbox-test-{}-{}-{what}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+pub const USUAL: [Controller; 3] = [Controller::Memory, Controller::Pids, Controller::Cpu];
+
+/// A group with these controllers, or the reason why this host gives none.
+pub fn group<const N: usize>(what: &str, controllers: [Controller; N]) -> Result<Group, String> {
+    let layout = Layout::detect().map_err(|error| error.to_string())?;
+    layout.create(&name(what), &Needs::new(controllers)).map(Group).map_err(|error| error.to_string())
+}
+
+/// A process that does what it is told: this test binary, run again with the test `helper` alone.
+pub struct Helper {
+    pub child: Child,
+    go: Option<ChildStdin>,
+}
+
+impl Helper {
+    /// Starts a helper that waits for [`go`](Self::go) before it acts.
+    pub fn new(act: &str) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "helper", "--nocapture", "--test-threads=1"]).env("SANDBOX_HELPER", act);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        let go = child.stdin.take();
+        Self { child, go }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Born outside, moved in, not running yet.
+    pub fn in_group(group: &Cgroup, act: &str) -> Self {
+        let helper = Self::new(act);
+        group.attach(helper.pid()).unwrap();
+        helper
+    }
+
+    pub fn go(&mut self) {
+        self.go.take().unwrap().write_all(b"g").unwrap();
+    }
+
+    /// Waits for a line that contains `word` and returns it.
+    pub fn says(&mut self, word: &str) -> String {
+        let out = self.child.stdout.as_mut().unwrap();
+        let (mut line, mut byte) = (Vec::new(), [0]);
+        loop {
+            assert_eq!(out.read(&mut byte).unwrap(), 1, "the helper ended before it said {word:?}");
+            if byte[0] != b'\n' {
+                line.push(byte[0]);
+                continue;
+            }
+            let text = String::from_utf8_lossy(&line).into_owned();
+            if text.contains(word) {
+                return text;
+            }
+            line.clear();
+        }
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Tries until it holds or the time is over.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + SOON;
+    while !holds() {
+        assert!(Instant::now() < until, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What a helper process does. Call it from a test named `helper`.
+pub fn act() {
+    let Ok(act) = std::env::var("SANDBOX_HELPER") else { return };
+    let mut byte = [0];
+    // Without a word there is nobody who wants anything.
+    if std::io::stdin().read(&mut byte).unwrap_or(0) == 0 {
+        return;
+    }
+    let (verb, number) = act.split_once(' ').unwrap_or((&act, "0"));
+    let number: usize = number.parse().unwrap();
+    let say = |text: &str| {
+        let mut out = std::io::stdout();
+        let _ = writeln!(out, "\n{text}");
+        let _ = out.flush();
+    };
+    let forever = || loop {
+        std::thread::sleep(Duration::from_secs(3600));
+    };
+    match verb {
+        "sleep" => {
+            say("sleeping");
+            forever();
+        }
+        // Touches so many MiB, says so, and stays.
+        "memory" => {
+            let _block = touch(number);
+            say("touched");
+            forever();
+        }
+        // Burns CPU for so many milliseconds.
+        "spin" => {
+            say("spinning");
+            let until = Instant::now() + Duration::from_millis(number as u64);
+            let mut x = 0u64;
+            while Instant::now() < until {
+                x = std::hint::black_box(x.wrapping_mul(31).wrapping_add(7));
+            }
+            say("spun");
+            forever();
+        }
+        // Starts so many children that stay, and says how many the kernel allowed and its answer to the next.
+        "fork" => {
+            let mut children = Vec::new();
+            let mut answer = 0;
+            for _ in 0..number {
+                match Command::new("/bin/sleep").arg("1000").spawn() {
+                    Ok(child) => children.push(child),
+                    Err(error) => {
+                        answer = error.raw_os_error().unwrap_or(-1);
+                        break;
+                    }
+                }
+            }
+            say(&format!("forked {} {answer}", children.len()));
+            forever();
+        }
+        // So many threads.
+        "threads" => {
+            let mut started = 0;
+            let mut answer = 0;
+            for _ in 0..number {
+                match std::thread::Builder::new().spawn(|| {
+                    loop {
+                        std::thread::sleep(Duration::from_secs(3600));
+                    }
+                }) {
+                    Ok(_) => started += 1,
+                    Err(error) => {
+                        answer = error.raw_os_error().unwrap_or(-1);
+                        break;
+                    }
+                }
+            }
+            say(&format!("started {started} {answer}"));
+            forever();
+        }
+        "exit" => std::process::exit(i32::try_from(number).unwrap()),
+        other => panic!("no such act: {other}"),
+    }
+}
+
+pub fn touch(mib: usize) -> Vec<u8> {
+    let mut block = vec![0u8; mib << 20];
+    for page in block.chunks_mut(4096) {
+        page[0] = 1;
+    }
+    std::hint::black_box(block)
+}
