@@ -1,0 +1,414 @@
+//! [`Clone`], the one way in which this crate makes a process, and what its child may call besides.
+//!
+//! # Safety
+//! The child of [`Clone::spawn`] shares the caller's memory. Everything that makes this sound is here: all signals blocked,
+//! a stack of its own, the parent asleep, an entry that never returns. What the entry may do is its author's promise, see
+//! [`Clone`].
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::fmt;
+use std::marker::PhantomData;
+use std::num::NonZeroU32;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use crate::error::{Errno, Error};
+use crate::flags::Namespaces;
+use crate::pidfd::PidFd;
+use crate::{arch, sys, text};
+
+const CLONE_VM: u64 = 0x100;
+const CLONE_FILES: u64 = 0x400;
+const CLONE_PIDFD: u64 = 0x1000;
+const CLONE_VFORK: u64 = 0x4000;
+const CLONE_PARENT: u64 = 0x8000;
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+/// Spelled out: a 64-bit flag that C headers cut to 0 where an `int` is expected.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+const SIGCHLD: u64 = 17;
+/// What [`Clone::raw_flags`] refuses: all that would change what parent and child share, or where the kernel writes.
+const NOT_RAW: u64 = 0x0000_00ff // the old exit signal; CLONE_NEWTIME (0x80) has its name
+    | CLONE_VM | 0x200 | CLONE_FILES | 0x800 | CLONE_PIDFD | 0x2000 | CLONE_VFORK | CLONE_PARENT
+    | 0x1_0000 | 0x4_0000 | 0x8_0000 | 0x10_0000 | 0x20_0000 | 0x40_0000 | 0x80_0000 | 0x100_0000 | 0x8000_0000
+    | CLONE_CLEAR_SIGHAND | CLONE_INTO_CGROUP;
+
+/// What the child starts with: the code to run, which must never return.
+pub type Entry = unsafe extern "C" fn(*mut c_void) -> !;
+
+/// How a process is to be born: by one `clone3`, in new namespaces, sharing the caller's memory until it calls exec.
+///
+/// Nothing is copied, so that it costs the same from a small program and from one with gigabytes; nothing of the calling
+/// program changes, neither its namespaces nor its ids, signal handlers or descriptors.
+///
+/// # What the child may do
+/// It runs on the caller's memory beside (or, by [`spawn`](Self::spawn), instead of) the calling thread, with that thread's
+/// thread-local storage. So it may only make raw system calls: no allocation, no lock, no panic, nothing that touches
+/// `errno`. All functions of this crate that return [`Errno`] keep to that. It must not change its user or group ids
+/// (`setresuid` makes the *calling program* non-dumpable; take ids after exec), and should not stay: call exec or
+/// [`exit`]. It starts with every signal blocked and each handler reset to the default, ignored signals stay ignored;
+/// [`set_signal_mask`] before exec, for exec keeps the mask. Descriptors are copies unless [`files`](Self::files).
+///
+/// # Kernel
+/// Linux 5.7 ([`into_cgroup`](Self::into_cgroup); without it 5.5). A [`Namespaces::TIME`] beside shared memory is refused
+/// (`EINVAL`) by kernels before about 6.3 and entered only at exec by later ones; [`unshare`] it in the child instead.
+/// Man page: clone(2).
+#[derive(Clone, Debug)]
+#[must_use = "describes a process; `spawn` makes it"]
+pub struct Clone<'fd> {
+    namespaces: Namespaces,
+    raw_flags: u64,
+    into_cgroup: Option<BorrowedFd<'fd>>,
+    parent: bool,
+    files: bool,
+    exit_signal: bool,
+}
+
+impl<'fd> Clone<'fd> {
+    /// A child in new namespaces of these kinds, and in the caller's of the other kinds.
+    pub const fn new(namespaces: Namespaces) -> Self {
+        Self { namespaces, raw_flags: 0, into_cgroup: None, parent: false, files: false, exit_signal: true }
+    }
+
+    /// Lets the child be born in this cgroup (`CLONE_INTO_CGROUP`): `directory` is one of cgroup v2, also of the unified
+    /// tree beside v1. Default: the caller's cgroup.
+    ///
+    /// All that it allocates counts there from the start, and nothing is moved, which would cost milliseconds after a
+    /// quiet spell. Errors of this are `EBUSY`, `EACCES`, `ENODEV`, `EOPNOTSUPP`, and `EAGAIN` at its `pids.max`.
+    pub const fn into_cgroup(mut self, directory: BorrowedFd<'fd>) -> Self {
+        self.into_cgroup = Some(directory);
+        self
+    }
+
+    /// Makes the child a sibling of the caller, a child of the caller's parent (`CLONE_PARENT`). Default: no.
+    ///
+    /// The kernel refuses this to the init of a PID namespace (`EINVAL`). The exit signal is then the caller's own.
+    pub const fn parent(mut self, sibling: bool) -> Self {
+        self.parent = sibling;
+        self
+    }
+
+    /// Shares the descriptor table with the caller (`CLONE_FILES`): what the child opens stays open here. Default: no.
+    ///
+    /// A sharing child must not change descriptors that others use, so no `dup2` onto them and no `close_range`.
+    pub const fn files(mut self, shared: bool) -> Self {
+        self.files = shared;
+        self
+    }
+
+    /// Whether the child's end sends SIGCHLD to the parent. Default: yes.
+    ///
+    /// Without, the child is hidden from `waitpid(-1)` of other code in the program and its status survives an ignored
+    /// SIGCHLD, **until it calls exec**, which sets the signal to SIGCHLD again. [`PidFd::reap`] works either way.
+    pub const fn exit_signal(mut self, sends: bool) -> Self {
+        self.exit_signal = sends;
+        self
+    }
+
+    /// Adds `CLONE_*` bits that this crate has no name for, such as a kind of namespace newer than it. Default: 0.
+    ///
+    /// Bits that it has names for, and those that change what parent and child share, are refused by `spawn`.
+    pub const fn raw_flags(mut self, bits: u64) -> Self {
+        self.raw_flags = bits;
+        self
+    }
+
+    /// Makes the process; returns when it has called exec or ended, for until then it has the caller's memory and stack
+    /// frame to itself (`CLONE_VFORK`).
+    ///
+    /// The calling thread sleeps meanwhile and can only be killed; other threads run on. Signals to it stay pending.
+    ///
+    /// # Errors
+    /// [`Error::Syscall`] with `clone3`'s errno and a hint; [`Error::Invalid`] for refused flags. Then no process was made.
+    /// The signal mask is as before in every case.
+    ///
+    /// # Safety
+    /// `entry` may be called with `argument` and keeps to what [the child may do](Clone#what-the-child-may-do); all that it
+    /// reaches through `argument` lives until `spawn` returns.
+    pub unsafe fn spawn(&self, stack: &mut Stack, entry: Entry, argument: *mut c_void) -> Result<Born, Error> {
+        // SAFETY: the caller's promise; CLONE_VFORK keeps `stack` borrowed until the child has left it.
+        unsafe { self.clone3(CLONE_VFORK, stack, entry, argument) }
+    }
+
+    /// The same without waiting: the child runs on, on its own stack, beside the caller. For a child that is held until
+    /// its id maps are written, or that keeps a namespace open.
+    ///
+    /// Do not let such a child be born in a cgroup with a memory limit: the OOM killer ends everything that shares memory
+    /// with its victim, so also the calling program (it spares only children of [`spawn`](Self::spawn)).
+    ///
+    /// # Errors
+    /// As [`spawn`](Self::spawn).
+    ///
+    /// # Safety
+    /// As [`spawn`](Self::spawn), and `stack` and all that `entry` reaches must live, untouched by others, until the
+    /// child has ended or called exec, which the [pidfd](Born::pidfd) tells. As it shares the calling thread's TLS with
+    /// a *running* thread, even reading `errno` is a data race.
+    pub unsafe fn spawn_held(&self, stack: &mut Stack, entry: Entry, argument: *mut c_void) -> Result<Born, Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.clone3(0, stack, entry, argument) }
+    }
+
+    fn flags(&self) -> Result<u64, Error> {
+        let refused = self.raw_flags & (NOT_RAW | Namespaces::all().bits());
+        if refused != 0 {
+            let why = format!("{refused:#x} is named by this crate or changes what parent and child share");
+            return Err(Error::invalid("raw clone flags", why));
+        }
+        Ok(self.namespaces.bits()
+            | self.raw_flags
+            | CLONE_VM
+            | CLONE_PIDFD
+            | CLONE_CLEAR_SIGHAND
+            | if self.into_cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 }
+            | if self.parent { CLONE_PARENT } else { 0 }
+            | if self.files { CLONE_FILES } else { 0 })
+    }
+
+    /// # Safety
+    /// As `spawn_held`.
+    unsafe fn clone3(&self, vfork: u64, stack: &mut Stack, entry: Entry, argument: *mut c_void) -> Result<Born, Error> {
+        let mut pidfd: i32 = -1;
+        let arguments = CloneArgs {
+            flags: self.flags()? | vfork,
+            pidfd: &raw mut pidfd as u64,
+            // With CLONE_PARENT the kernel insists on 0 and takes the caller's own.
+            exit_signal: if self.exit_signal && !self.parent { SIGCHLD } else { 0 },
+            stack: stack.base as u64 + stack.guard as u64,
+            stack_size: (stack.size - stack.guard) as u64,
+            cgroup: self.into_cgroup.map_or(0, text::number),
+            ..CloneArgs::default()
+        };
+        let returned = {
+            let _blocked = BlockedSignals::block();
+            // SAFETY: `arguments` is a whole `struct clone_args` with CLONE_VM and `stack`, page-aligned and lent to the
+            // child; `entry` and `argument` are the caller's promise. No handler can run on shared memory: all signals
+            // are blocked here and in the child.
+            unsafe { arch::clone3((&raw const arguments).cast(), size_of::<CloneArgs>(), entry, argument) }
+        };
+        let error = |errno| Error::call("clone3", format!("({})", self.describe()), errno);
+        let pid = sys::result(returned).map_err(error)?;
+        let pidfd = usize::try_from(pidfd).map_err(|_| error(Errno::from_raw(libc::EBADF)))?;
+        let pidfd: OwnedFd = sys::adopt(pidfd).map_err(error)?;
+        let pid = u32::try_from(pid).ok().and_then(Pid::new).ok_or_else(|| error(Errno::from_raw(libc::ESRCH)))?;
+        Ok(Born { pid, pidfd: PidFd::from(pidfd) })
+    }
+
+    fn describe(&self) -> String {
+        let mut words = format!("namespaces {}", self.namespaces);
+        for (asked, word) in [
+            (self.into_cgroup.is_some(), ", into a cgroup"),
+            (self.parent, ", as a sibling"),
+            (self.files, ", sharing descriptors"),
+        ] {
+            if asked {
+                words.push_str(word);
+            }
+        }
+        if self.raw_flags != 0 {
+            words.push_str(&format!(", raw flags {:#x}", self.raw_flags));
+        }
+        words
+    }
+}
+
+/// `struct clone_args`, version 2 (Linux 5.7).
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// All signals blocked in the calling thread while this lives, also those that glibc keeps for itself.
+struct BlockedSignals(Option<u64>);
+
+impl BlockedSignals {
+    fn block() -> Self {
+        Self(sys::set_signal_mask(!0).ok())
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        if let Some(before) = self.0 {
+            // Cannot fail: the same call has just succeeded, and the pointers are as valid as then.
+            let _ = sys::set_signal_mask(before);
+        }
+    }
+}
+
+/// A process that has just been made.
+#[derive(Debug)]
+#[must_use = "an unreaped child stays a zombie: `pidfd.reap()`"]
+pub struct Born {
+    /// Its number in the caller's PID namespace. Good for `/proc` until it is reaped, never for signals.
+    pub pid: Pid,
+    /// The process itself: signal, wait and reap through it.
+    pub pidfd: PidFd,
+}
+
+/// A process number: never 0 or negative, which system calls take for "myself", "my group" and "everybody".
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Pid(NonZeroU32);
+
+impl Pid {
+    /// `None` for 0 and for what does not fit the kernel's positive `pid_t`.
+    pub const fn new(pid: u32) -> Option<Self> {
+        match NonZeroU32::new(pid) {
+            Some(pid) if pid.get() <= i32::MAX as u32 => Some(Self(pid)),
+            _ => None,
+        }
+    }
+
+    /// The number.
+    pub const fn get(self) -> u32 {
+        self.0.get()
+    }
+}
+
+impl fmt::Debug for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pid({})", self.0)
+    }
+}
+
+impl fmt::Display for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl From<Pid> for u32 {
+    fn from(pid: Pid) -> Self {
+        pid.get()
+    }
+}
+
+/// A stack for a child, with an inaccessible guard below: running over it ends the child, not the memory beside.
+///
+/// Make one per thread that spawns and use it again and again. Only touched pages cost memory.
+#[derive(Debug)]
+pub struct Stack {
+    base: *mut c_void,
+    size: usize,
+    guard: usize,
+    _not_sync: PhantomData<*mut ()>,
+}
+
+/// The guard's size: more than the largest frame of this crate's child-side functions, so that none steps over it.
+const GUARD: usize = 64 << 10;
+const PAGE: usize = 64 << 10;
+
+impl Stack {
+    /// Maps a stack of at least `bytes` usable bytes (rounded up to 64 KiB, which is also the smallest).
+    ///
+    /// 64 KiB are enough for every function of this crate.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] above 1 GiB, [`Error::Syscall`] when memory or mappings run out.
+    pub fn new(bytes: usize) -> Result<Self, Error> {
+        if bytes > 1 << 30 {
+            return Err(Error::invalid("stack size", format!("{bytes} bytes are more than 1 GiB")));
+        }
+        let size = bytes.max(1).next_multiple_of(PAGE) + GUARD;
+        let base = sys::map_stack(size, GUARD)
+            .map_err(|errno| Error::call("mmap", format!("(a stack of {size} bytes)"), errno))?;
+        Ok(Self { base, size, guard: GUARD, _not_sync: PhantomData })
+    }
+
+    /// Usable bytes.
+    pub const fn size(&self) -> usize {
+        self.size - self.guard
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        sys::unmap(self.base, self.size);
+    }
+}
+
+// SAFETY: plain memory without ties to the thread that mapped it; it is lent to one child at a time by `&mut`.
+unsafe impl Send for Stack {}
+
+/// Ends the calling process at once with `status` (its low 8 bits): no destructors, no `atexit`. For clone children.
+pub fn exit(status: i32) -> ! {
+    sys::exit(status)
+}
+
+/// Sets the calling thread's signal mask (bit n − 1 is signal n) and returns the one before. For clone children, which start
+/// with all blocked: `set_signal_mask(0)` before exec.
+///
+/// # Errors
+/// None that a caller can cause.
+pub fn set_signal_mask(mask: u64) -> Result<u64, Errno> {
+    sys::set_signal_mask(mask)
+}
+
+/// Moves the calling process into new namespaces of these kinds (`PID` and `TIME`: only its children). For clone
+/// children; in a program with threads it would move one thread and confuse the rest.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN and without [`Namespaces::USER`] among them, `EINVAL` for kinds that this kernel lacks or
+/// `USER` in a process with threads, `ENOSPC` at a limit. Man page: unshare(2).
+pub fn unshare(namespaces: Namespaces) -> Result<(), Errno> {
+    sys::unshare(namespaces.bits())
+}
+
+/// Closes a descriptor by a bare system call. std's drop goes through libc, which a child of [`Clone::spawn_held`] must not.
+pub fn close(fd: OwnedFd) {
+    drop(sys::Fd::from(fd));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pid_is_positive() {
+        assert_eq!(Pid::new(0), None);
+        assert_eq!(Pid::new(1 << 31), None);
+        assert_eq!(Pid::new(u32::MAX), None);
+        assert_eq!(Pid::new(7).map(Pid::get), Some(7));
+    }
+
+    #[test]
+    fn flags_are_the_kernels() {
+        assert_eq!(size_of::<CloneArgs>(), size_of::<libc::clone_args>());
+        for (ours, kernels) in [
+            (CLONE_VM, libc::CLONE_VM),
+            (CLONE_FILES, libc::CLONE_FILES),
+            (CLONE_PIDFD, libc::CLONE_PIDFD),
+            (CLONE_VFORK, libc::CLONE_VFORK),
+            (CLONE_PARENT, libc::CLONE_PARENT),
+        ] {
+            assert_eq!(u64::try_from(kernels).ok(), Some(ours));
+        }
+        // 64-bit flags, checked by value: their place in <linux/sched.h>.
+        assert_eq!((CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP), (1 << 32, 2 << 32));
+    }
+
+    #[test]
+    fn raw_flags_that_share_are_refused() {
+        let clone = Clone::new(Namespaces::empty());
+        for bit in 0..34 {
+            assert!(clone.clone().raw_flags(1 << bit).flags().is_err(), "{bit}");
+        }
+        assert!(clone.raw_flags(1 << 40).flags().is_ok());
+    }
+
+    #[test]
+    fn stack_sizes() {
+        assert_eq!(Stack::new(0).map(|stack| stack.size()).ok(), Some(64 << 10));
+        assert_eq!(Stack::new(65 << 10).map(|stack| stack.size()).ok(), Some(128 << 10));
+        assert!(Stack::new(usize::MAX).is_err());
+    }
+}
