@@ -2,8 +2,12 @@
 
 /// The text, cut to what an error message can bear.
 pub(crate) fn shorten(text: &str) -> String {
-    const KEPT: usize = 60;
-    match text.char_indices().nth(KEPT) {
+    shorten_to(text, 60)
+}
+
+/// The text, cut to so many characters.
+pub(crate) fn shorten_to(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text.to_owned(),
     }

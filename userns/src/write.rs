@@ -9,7 +9,7 @@ use rustix::io::{Errno, pread, write};
 use rustix::process::{getegid, geteuid};
 use rustix::thread::{CapabilitySet, capabilities};
 
-use crate::{Error, IdMap};
+use crate::{Error, IdMap, helper};
 
 /// Whether programs of the namespace may call setgroups(2), and so drop a group that *denies* them something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,13 +53,21 @@ pub fn write_maps(pid: u32, uids: &IdMap, gids: &IdMap, setgroups: Setgroups) ->
     let process = Process::open(pid)?;
     let own = own_maps()?;
     let (uids, gids) = (own.cut(Kind::Uid, uids)?, own.cut(Kind::Gid, gids)?);
-    match Route::choose(&uids, &gids, setgroups)? {
+    let route = Route::choose(&uids, &gids, setgroups)?;
+    if setgroups == Setgroups::Deny {
+        process.deny_setgroups()?;
+    }
+    match route {
         Route::Direct => {
-            if setgroups == Setgroups::Deny {
-                process.deny_setgroups()?;
-            }
             process.write(Kind::Uid, &uids)?;
             process.write(Kind::Gid, &gids)
+        }
+        Route::Helpers => {
+            for (kind, map) in [(Kind::Uid, &uids), (Kind::Gid, &gids)] {
+                helper::write_map(kind, pid, map)?;
+                process.check(kind, map)?;
+            }
+            process.check_setgroups(setgroups)
         }
     }
 }
@@ -84,6 +92,8 @@ impl Kind {
 enum Route {
     /// This process.
     Direct,
+    /// The set-user-id programs of shadow.
+    Helpers,
 }
 
 impl Route {
@@ -98,19 +108,16 @@ impl Route {
         if own(uids, geteuid().as_raw()) && own(gids, getegid().as_raw()) && setgroups == Setgroups::Deny {
             return Ok(Self::Direct);
         }
-        Err(Error::Unsupported {
-            feature: "a map of more than one's own id",
-            needs: "CAP_SETUID and CAP_SETGID".into(),
-        })
+        Ok(Self::Helpers)
     }
 }
 
 /// The maps of the namespace that this process is in: its ids to those of its parent.
 #[derive(Debug)]
-struct OwnMaps {
+pub(crate) struct OwnMaps {
     /// `None` while the namespace has no map.
-    uids: Option<IdMap>,
-    gids: Option<IdMap>,
+    pub(crate) uids: Option<IdMap>,
+    pub(crate) gids: Option<IdMap>,
 }
 
 impl OwnMaps {
@@ -130,7 +137,7 @@ impl OwnMaps {
 type Namespace = (u64, u64);
 
 /// Reads the maps of our own namespace once per namespace.
-fn own_maps() -> Result<Arc<OwnMaps>, Error> {
+pub(crate) fn own_maps() -> Result<Arc<OwnMaps>, Error> {
     static LAST: Mutex<Option<(Namespace, Arc<OwnMaps>)>> = Mutex::new(None);
     const NAMESPACE: &str = "/proc/self/ns/user";
     let stat = statat(CWD, NAMESPACE, AtFlags::empty()).map_err(|e| Error::file("open", NAMESPACE, e))?;
@@ -202,9 +209,32 @@ impl Process {
         }
     }
 
+    /// Reads back what a helper wrote.
+    fn check(&self, kind: Kind, map: &IdMap) -> Result<(), Error> {
+        let file = kind.map_file();
+        let found = self.read(file)?;
+        match IdMap::parse(&found) {
+            Ok(read) if read.same_as(map) => Ok(()),
+            _ => Err(self.differs(file, &map.to_string(), &found)),
+        }
+    }
+
+    /// `newgidmap` denies it by itself to a caller without subordinate gids.
+    fn check_setgroups(&self, wanted: Setgroups) -> Result<(), Error> {
+        const FILE: &str = "setgroups";
+        let found = self.read(FILE)?;
+        if found.trim_end() == wanted.word() { Ok(()) } else { Err(self.differs(FILE, wanted.word(), &found)) }
+    }
+
+    fn read(&self, file: &str) -> Result<String, Error> {
+        let fd = openat(&self.directory, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| Error::file("open map", self.path(file), e))?;
+        read_all(&fd).map_err(|e| Error::file("read", self.path(file), e))
+    }
+
     fn differs(&self, file: &str, written: &str, found: &str) -> Error {
         let one_line = |text: &str| text.split_ascii_whitespace().collect::<Vec<_>>().join(" ");
-        let why = format!("`{}` was written, `{}` is read back", one_line(written), one_line(found));
+        let why = format!("`{}` was wanted, `{}` is read back", one_line(written), one_line(found));
         Error::invalid(self.path(file).display().to_string(), why)
     }
 

@@ -1,53 +1,486 @@
-//! Leases on a real file system.
+//! Leases: unique across threads, processes, crashes, and whatever may happen to the state directory.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 
-use std::time::Instant;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use common::{Held, require, root};
-use userns::{Pool, PoolConfig, Range, Setgroups, write_maps};
+use common::{Held, again, part, require, root};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::{FdFlags, dup3, fcntl_setfd};
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use userns::{Error, Lease, OwnerState, Pool, PoolConfig, Range, Setgroups, owner_of, write_maps};
+
+const BASE: u32 = 3_000_000_000;
 
 /// Far from everything else, and from the default pool.
 fn config(slots: u32) -> PoolConfig {
-    PoolConfig::new(Range::new(3_000_000_000, slots * 1024).unwrap(), 1024)
+    PoolConfig::new(Range::new(BASE, slots * 1024).unwrap(), 1024).conflicts_from(Path::new("/nonexistent"))
+}
+
+fn pool(dir: &Path, slots: u32) -> Pool {
+    Pool::open(&dir.join("sandbox"), &config(slots)).unwrap()
+}
+
+/// The directory of the only pool.
+fn pool_directory(dir: &Path) -> PathBuf {
+    let pools = fs::read_dir(dir.join("sandbox/ids")).unwrap().map(|entry| entry.unwrap().path());
+    pools.into_iter().find(|path| path.is_dir()).unwrap()
+}
+
+fn kill(child: &Child) {
+    let pid = rustix::process::Pid::from_child(child);
+    pidfd_send_signal(pidfd_open(pid, PidfdFlags::empty()).unwrap(), Signal::KILL).unwrap();
 }
 
 #[test]
 fn leases_differ_and_a_released_slot_comes_back() {
     let dir = tempfile::tempdir().unwrap();
-    let pool = Pool::open(&dir.path().join("sandbox"), &config(2)).unwrap();
+    let pool = pool(dir.path(), 2);
     let first = pool.lease("first").unwrap();
     let second = pool.lease("second").unwrap();
     assert!(!first.range().overlaps(second.range()));
     let full = pool.lease("third").unwrap_err();
-    assert!(matches!(full, userns::Error::Exhausted { held: 2, .. }), "{full}");
+    assert!(matches!(full, Error::Exhausted { held: 2, .. }), "{full}");
     let range = first.range();
     first.release().unwrap();
     assert_eq!(pool.lease("third").unwrap().range(), range);
 }
 
 #[test]
-fn a_lease_becomes_the_map_of_a_child() {
-    require!("a_lease_becomes_the_map_of_a_child", root() => "root");
+fn a_small_slot_has_ids_for_init_and_nobody() {
     let dir = tempfile::tempdir().unwrap();
-    let pool = Pool::open(&dir.path().join("sandbox"), &config(2)).unwrap();
-    let lease = pool.lease("child").unwrap();
-    let Some(held) = Held::start("cat /proc/self/uid_map; id -u") else {
-        common::skip("a_lease_becomes_the_map_of_a_child", "user namespaces");
+    let lease = pool(dir.path(), 1).lease("x").unwrap();
+    let map = lease.uid_map();
+    assert_eq!(map.to_outside(0), Some(BASE));
+    assert_eq!(map.to_outside(userns::INIT_ID), Some(BASE + 1022));
+    assert_eq!(map.to_outside(65534), Some(BASE + 1023));
+    assert_eq!(map.to_outside(1022), None);
+}
+
+#[test]
+fn threads_never_share_a_slot() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path(), 16);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..100 {
+                    let two = [pool.lease("a").unwrap(), pool.lease("b").unwrap()];
+                    for lease in two {
+                        witness(dir.path(), &lease).unwrap();
+                        lease.release().unwrap();
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// A second lock for the same ids: whoever cannot have it shares them with somebody.
+fn witness(dir: &Path, lease: &Lease) -> Result<OwnedFd, String> {
+    let path = dir.join(format!("witness-{}", lease.range().base()));
+    let file = fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok(file.into())
+}
+
+/// 16 processes × 200 leases, four of them killed over and over in the middle of it.
+#[test]
+fn processes_never_share_a_slot_even_when_killed() {
+    const NAME: &str = "processes_never_share_a_slot_even_when_killed";
+    const SLOTS: u32 = 48;
+    if let Some(dir) = part() {
+        return worker(Path::new(&dir), SLOTS);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    drop(pool(dir.path(), SLOTS));
+    let start = || again(NAME, dir.path().to_str().unwrap()).stdout(Stdio::piped()).spawn().unwrap();
+    let steady: Vec<Child> = (0..12).map(|_| start()).collect();
+    let mut killed = 0;
+    let mut victims: Vec<Child> = (0..4).map(|_| start()).collect();
+    let mut steady_left = steady;
+    let clock = Instant::now();
+    while !steady_left.is_empty() && clock.elapsed() < Duration::from_secs(120) {
+        for victim in &mut victims {
+            std::thread::sleep(Duration::from_millis(15));
+            if victim.try_wait().unwrap().is_none() {
+                kill(victim);
+                killed += 1;
+            }
+            victim.wait().unwrap();
+            *victim = start();
+        }
+        let finished = |child: &mut Child| child.try_wait().unwrap().is_none();
+        for child in steady_left.extract(finished) {
+            let output = child.wait_with_output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success() && text.contains("leases 200"), "{text}");
+        }
+    }
+    assert!(steady_left.is_empty(), "the workers are stuck");
+    for mut victim in victims {
+        let _ = victim.wait();
+    }
+    assert!(killed > 0);
+    // No leak: every slot can be had again, those of the killed included.
+    let pool = pool(dir.path(), SLOTS);
+    let all: Vec<Lease> = (0..SLOTS).map(|n| pool.lease(&format!("last {n}")).unwrap()).collect();
+    let mut bases: Vec<u32> = all.iter().map(|lease| lease.range().base()).collect();
+    bases.sort_unstable();
+    bases.dedup();
+    assert_eq!(bases.len(), all.len());
+    println!("killed {killed} owners");
+}
+
+/// Removes those that do not pass, and gives them.
+trait Extract<T> {
+    fn extract(&mut self, keep: impl FnMut(&mut T) -> bool) -> Vec<T>;
+}
+
+impl<T> Extract<T> for Vec<T> {
+    fn extract(&mut self, mut keep: impl FnMut(&mut T) -> bool) -> Vec<T> {
+        let mut out = Vec::new();
+        let mut at = 0;
+        while at < self.len() {
+            if keep(&mut self[at]) {
+                at += 1;
+            } else {
+                out.push(self.remove(at));
+            }
+        }
+        out
+    }
+}
+
+fn worker(dir: &Path, slots: u32) {
+    // A process that is killed closes its descriptors in order: the witness must go before the lease does.
+    let mut low: OwnedFd = fs::File::open("/dev/null").unwrap().into();
+    let pool = pool(dir, slots);
+    for n in 0..200 {
+        let lease = pool.lease("worker").unwrap();
+        let second = witness(dir, &lease).unwrap();
+        dup3(&second, &mut low, rustix::io::DupFlags::CLOEXEC).unwrap();
+        drop(second);
+        if n % 7 == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        low = fs::File::open("/dev/null").unwrap().into();
+        if n % 5 == 0 { drop(lease) } else { lease.release().unwrap() }
+    }
+    println!("leases 200");
+}
+
+#[test]
+fn a_sandbox_keeps_its_ids_when_its_owner_is_killed() {
+    const NAME: &str = "a_sandbox_keeps_its_ids_when_its_owner_is_killed";
+    if let Some(dir) = part() {
+        // The owner: leases, starts a "sandbox" that inherits the lock and lives as long as its input, and hangs.
+        let lease = pool(Path::new(&dir), 1).lease("survivor").unwrap();
+        fcntl_setfd(lease.lock_fd(), FdFlags::empty()).unwrap();
+        let sandbox = Command::new("cat").stdin(Stdio::inherit()).stdout(Stdio::null()).spawn().unwrap();
+        println!("\nsandbox {}", sandbox.id());
+        std::io::stdout().flush().unwrap();
+        loop {
+            std::thread::park();
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path(), 1);
+    let mut owner =
+        again(NAME, dir.path().to_str().unwrap()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let out = BufReader::new(owner.stdout.take().unwrap());
+    assert!(out.lines().any(|line| line.unwrap().starts_with("sandbox ")));
+    let state = dir.path().join("sandbox");
+    let known = owner_of(&state, BASE + 5).unwrap().unwrap();
+    assert_eq!((known.name.as_str(), known.pid, known.inside), ("survivor", owner.id(), Some(5)));
+    assert_eq!(known.state, OwnerState::Living);
+
+    kill(&owner);
+    let input = owner.stdin.take().unwrap();
+    owner.wait().unwrap();
+    assert!(matches!(pool.lease("other").unwrap_err(), Error::Exhausted { held: 1, .. }));
+    assert_eq!(owner_of(&state, BASE).unwrap().unwrap().state, OwnerState::Living);
+    assert!(pool.recover().unwrap().freed.is_empty(), "the living are not touched");
+
+    drop(input);
+    let clock = Instant::now();
+    let freed = loop {
+        let recovered = pool.recover().unwrap();
+        if !recovered.freed.is_empty() || clock.elapsed() > Duration::from_secs(10) {
+            break recovered.freed;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!(freed, [Range::new(BASE, 1024).unwrap()]);
+    assert_eq!(owner_of(&state, BASE).unwrap(), None);
+    assert_eq!(pool.lease("other").unwrap().range().base(), BASE);
+}
+
+/// Whoever leases while others ask and clean up is never told that the pool is full.
+#[test]
+fn looking_does_not_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path(), 1);
+    let state = dir.path().join("sandbox");
+    pool.lease("first").unwrap().release().unwrap();
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            for _ in 0..300 {
+                owner_of(&state, BASE).unwrap();
+                let _ = pool.recover().unwrap();
+            }
+        });
+        while !looking.is_finished() {
+            pool.lease("busy").unwrap().release().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_removed_lock_file_is_noticed_by_its_holder_and_by_the_next() {
+    require!("a_removed_lock_file_is_noticed_by_its_holder_and_by_the_next", root() => "root");
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path(), 1);
+    let lease = pool.lease("first").unwrap();
+    lease.verify().unwrap();
+    let Some(held) = Held::start("true") else {
+        common::skip("a_removed_lock_file_is_noticed_by_its_holder_and_by_the_next", "user namespaces");
         return;
     };
-    let clock = Instant::now();
     write_maps(held.pid(), &lease.uid_map(), &lease.gid_map(), Setgroups::Allow).unwrap();
-    println!("write_maps {:?}", clock.elapsed());
-    println!("{}", held.finish());
+    fs::remove_file(pool_directory(dir.path()).join(BASE.to_string())).unwrap();
+    let error = lease.verify().unwrap_err().to_string();
+    assert!(error.contains("removed or replaced"), "{error}");
+    // The lock is free, but the namespace lives.
+    let error = pool.lease("second").unwrap_err().to_string();
+    assert!(error.contains(&format!("the user namespace of process {}", held.pid())), "{error}");
+    held.finish();
+    assert_eq!(pool.lease("second").unwrap().range(), lease.range());
+}
+
+#[test]
+fn a_slot_with_a_process_left_over_is_not_lent() {
+    require!("a_slot_with_a_process_left_over_is_not_lent", root() => "root");
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path(), 1);
+    drop(pool.lease("killed").unwrap());
+    let mut left = Command::new("setpriv")
+        .args([&format!("--reuid={}", BASE + 7), "--clear-groups", "sh", "-c", "echo ready; read _"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 6];
+    left.stdout.take().unwrap().read_exact(&mut ready).unwrap();
+    let error = pool.lease("next").unwrap_err().to_string();
+    assert!(error.contains(&format!("process {} (sh) runs with uid {}", left.id(), BASE + 7)), "{error}");
+    let recovered = pool.recover().unwrap();
+    assert_eq!((recovered.freed.len(), recovered.left.len()), (0, 1));
+    drop(left.stdin.take());
+    left.wait().unwrap();
+    assert_eq!(pool.recover().unwrap().freed.len(), 1);
+    pool.lease("next").unwrap().release().unwrap();
+}
+
+#[test]
+fn damaged_lock_files_cost_their_slot_or_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path(), 4);
+    drop(pool.lease("make them").unwrap());
+    let directory = pool_directory(dir.path());
+    let file = |n: u32| directory.join((BASE + n * 1024).to_string());
+    // A link to a file of somebody else's: never followed, never written.
+    let precious = dir.path().join("precious");
+    fs::write(&precious, "precious").unwrap();
+    fs::remove_file(file(0)).unwrap();
+    symlink(&precious, file(0)).unwrap();
+    // Garbage, and a record that was cut.
+    fs::write(file(1), vec![0xff; 4096]).unwrap();
+    fs::write(file(2), "sandbox lease 1\nstate rel").unwrap();
+    // Writable by others: they could hold its lock, or write into it.
+    fs::set_permissions(file(3), fs::Permissions::from_mode(0o666)).unwrap();
+
+    let leases = [pool.lease("a").unwrap(), pool.lease("b").unwrap()];
+    let mut bases = leases.each_ref().map(|lease| lease.range().base());
+    bases.sort_unstable();
+    assert_eq!(bases, [BASE + 1024, BASE + 2048]);
+    let error = pool.lease("c").unwrap_err();
+    assert!(matches!(error, Error::Exhausted { held: 2, unusable: 2, .. }), "{error}");
+    assert_eq!(fs::read_to_string(precious).unwrap(), "precious");
+}
+
+#[test]
+fn a_state_directory_of_another_kind_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |state: &Path| Pool::open(state, &config(1)).unwrap_err().to_string();
+    let open = dir.path().join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+    assert!(refused(&open).contains("others may write to it (mode 0777)"), "{}", refused(&open));
+    assert!(refused(&open.join("below")).contains("others could replace"), "{}", refused(&open.join("below")));
+    let link = dir.path().join("link");
+    symlink(dir.path(), &link).unwrap();
+    assert!(refused(&link).contains("cannot open"), "{}", refused(&link));
+    assert!(refused(&dir.path().join("missing/below")).contains("No such file"));
+
+    let newer = dir.path().join("newer");
+    drop(Pool::open(&newer, &config(1)).unwrap());
+    fs::write(newer.join("ids/version"), "sandbox ids 2\n").unwrap();
+    assert!(refused(&newer).contains("to say \"sandbox ids 1\""), "{}", refused(&newer));
+}
+
+#[test]
+fn a_state_directory_of_another_user_is_refused() {
+    require!("a_state_directory_of_another_user_is_refused", root() => "root");
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("sandbox");
+    drop(Pool::open(&state, &config(1)).unwrap());
+    std::os::unix::fs::chown(&state, Some(65534), None).unwrap();
+    let error = Pool::open(&state, &config(1)).unwrap_err().to_string();
+    assert!(error.ends_with("it belongs to uid 65534, not to 0"), "{error}");
+    std::os::unix::fs::chown(&state, Some(0), None).unwrap();
+    std::os::unix::fs::chown(pool_directory(dir.path()).join(BASE.to_string()), Some(65534), None).ok();
+    let pool = pool(dir.path(), 1);
+    let made = pool.lease("x").map(|lease| lease.range());
+    let file = pool_directory(dir.path()).join(BASE.to_string());
+    std::os::unix::fs::chown(&file, Some(65534), None).unwrap();
+    assert!(made.is_ok());
+    let error = pool.lease("y").unwrap_err().to_string();
+    assert!(error.contains("it belongs to uid 65534"), "{error}");
+}
+
+#[test]
+fn a_state_directory_that_goes_away_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = pool(dir.path(), 2);
+    let lease = first.lease("a").unwrap();
+    fs::rename(dir.path().join("sandbox"), dir.path().join("elsewhere")).unwrap();
+    let error = first.lease("b").unwrap_err().to_string();
+    assert!(error.contains("open the pool again"), "{error}");
+    assert!(lease.verify().unwrap_err().to_string().contains("moved or removed"));
+}
+
+/// On a file system of our own: full, then read-only.
+#[test]
+fn a_full_or_read_only_state_directory_leases_nothing() {
+    const NAME: &str = "a_full_or_read_only_state_directory_leases_nothing";
+    if let Some(dir) = part() {
+        // In a mount namespace of its own, on a tmpfs with room for the directories and no file's content.
+        let dir = Path::new(&dir);
+        let pool = pool(dir, 2);
+        fs::write(dir.join("fill"), vec![0; 1 << 20]).unwrap_err();
+        let error = pool.lease("x").unwrap_err();
+        assert_eq!(error.errno(), Some(28), "{error}");
+        assert!(error.hint().unwrap().contains("is full"), "{error}");
+        fs::remove_file(dir.join("fill")).unwrap();
+        pool.lease("x").unwrap().release().unwrap();
+        assert!(Command::new("mount").args(["-o", "remount,ro"]).arg(dir).status().unwrap().success());
+        let error = pool.lease("x").unwrap_err();
+        assert_eq!(error.errno(), Some(30), "{error}");
+        assert!(error.hint().unwrap().contains("read-only"), "{error}");
+        return;
+    }
+    require!("a_full_or_read_only_state_directory_leases_nothing", root() => "root");
+    let dir = tempfile::tempdir().unwrap();
+    let inner = again(NAME, dir.path().to_str().unwrap());
+    let script = "mount -t tmpfs -o size=64k,mode=755 tmpfs \"$0\" && exec \"$@\"";
+    let mut outer = Command::new("unshare");
+    outer.args(["--mount", "sh", "-c", script]).arg(dir.path()).arg(inner.get_program()).args(inner.get_args());
+    outer.envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    let output = outer.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn grants_and_accounts_of_others_are_not_lent() {
+    let dir = tempfile::tempdir().unwrap();
+    let etc = dir.path().join("etc");
+    fs::create_dir(&etc).unwrap();
+    fs::write(etc.join("passwd"), format!("box:x:990:\nother:x:991:\nlate:x:{}:\n", BASE + 1024 + 9)).unwrap();
+    fs::write(etc.join("subuid"), format!("# ours\nbox:{BASE}:2048\n990:{BASE}:5\n")).unwrap();
+    let config = config(2).conflicts_from(dir.path());
+    let state = dir.path().join("sandbox");
+    let error = Pool::open(&state, &config).unwrap_err().to_string();
+    let line = format!("{}:2 grants {BASE}..={} to box", etc.join("subuid").display(), BASE + 2047);
+    assert_eq!(error, format!("ids {BASE}..={} are taken: {line}", BASE + 2047));
+
+    let pool = Pool::open(&state, &config.owner("box")).unwrap();
+    let lease = pool.lease("first").unwrap();
+    assert_eq!(lease.range().base(), BASE, "the second slot has an account's id");
+    let error = pool.lease("second").unwrap_err().to_string();
+    assert!(error.contains(&format!("the user late has the id {}", BASE + 1024 + 9)), "{error}");
+}
+
+#[test]
+fn pools_that_cut_the_same_ids_differently_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("sandbox");
+    let first = pool(dir.path(), 4);
+    let other = PoolConfig::new(Range::new(BASE + 1024, 4096).unwrap(), 2048).conflicts_from(Path::new("/nonexistent"));
+    let error = Pool::open(&state, &other).unwrap_err();
+    assert!(matches!(error, Error::Conflict { .. }), "{error}");
+    let apart = PoolConfig::new(Range::new(BASE + 8192, 4096).unwrap(), 2048).conflicts_from(Path::new("/nonexistent"));
+    let second = Pool::open(&state, &apart).unwrap();
+    let (a, b) = (first.lease("a").unwrap(), second.lease("b").unwrap());
+    assert_eq!(owner_of(&state, a.range().base()).unwrap().unwrap().name, "a");
+    assert_eq!(owner_of(&state, b.range().last()).unwrap().unwrap().name, "b");
+    assert_eq!(owner_of(&state, 1).unwrap(), None);
+}
+
+#[test]
+fn a_registered_range_outlives_its_lease_and_the_state_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("sandbox");
+    let tree = dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    let config = config(2).registered_in(Some(dir.path().join("registry")));
+    let pool = Pool::open(&state, &config).unwrap();
+    let mut lease = pool.lease("writer").unwrap();
+    lease.register(&tree).unwrap();
+    let range = lease.range();
+    lease.release().unwrap();
+    let other = pool.lease("other").unwrap();
+    assert_ne!(other.range(), range);
+    let full = pool.lease("third").unwrap_err();
+    assert!(matches!(full, Error::Exhausted { held: 1, registered: 1, .. }), "{full}");
+    assert_eq!(owner_of(&state, range.base()).unwrap().unwrap().state, OwnerState::Registered);
+    other.release().unwrap();
+
+    // As after a reboot.
+    fs::remove_dir_all(&state).unwrap();
+    let pool = Pool::open(&state, &config).unwrap();
+    assert_ne!(pool.lease("other").unwrap().range(), range);
+    assert_eq!(pool.registered().unwrap()[0].tree, tree);
+
+    // Again for the same tree, and in use by nobody else meanwhile.
+    let again = pool.lease_registered(range, "writer").unwrap();
+    assert!(pool.forget(range).is_err());
+    again.release().unwrap();
+    assert!(pool.forget(range).unwrap_err().to_string().contains("still exists"));
+    fs::remove_dir(&tree).unwrap();
+    pool.forget(range).unwrap();
+    assert!(pool.registered().unwrap().is_empty());
+    let both = [pool.lease("a").unwrap(), pool.lease("b").unwrap()];
+    assert!(both.iter().any(|lease| lease.range() == range));
 }
 
 #[test]
 fn a_lease_is_cheap() {
-    let dir = tempfile::tempdir().unwrap();
-    let pool = Pool::open(&dir.path().join("sandbox"), &config(200)).unwrap();
+    let dir = tempfile::tempdir_in(if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" }).unwrap();
+    let pool = pool(dir.path(), 200);
     let mut times: Vec<_> = (0..2000)
         .map(|_| {
             let clock = Instant::now();
@@ -55,6 +488,10 @@ fn a_lease_is_cheap() {
             clock.elapsed()
         })
         .collect();
+    let first = times[0];
     times.sort();
-    println!("lease+release: median {:?}, 99 % {:?}", times[1000], times[1980]);
+    println!("lease+release: first {first:?}, median {:?}, 99 % {:?}", times[1000], times[1980]);
+    assert!(times[1000] < Duration::from_micros(200), "{:?}", times[1000]);
+    let lease = pool.lease("x").unwrap();
+    assert!(lease.lock_fd().as_fd().try_clone_to_owned().is_ok());
 }

@@ -1,37 +1,31 @@
 //! A pool of id ranges, and leases that are unique across threads, processes and crashes.
 
+mod config;
 mod record;
+mod registry;
 mod scan;
 mod state;
 
-use std::collections::VecDeque;
-use std::fmt::Write as _;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, pread};
-use rustix::process::geteuid;
 
+pub use self::config::{DEDICATED_USER, DEFAULT_RANGE, PoolConfig, ROOT_SLOT, USER_SLOT, default_state_dir};
+pub use self::registry::Registered;
+
+use self::config::Slot;
 use self::record::{LENGTH, Record, State};
+use self::registry::Registry;
 use self::scan::Snapshot;
 use self::state::{Directory, Held, retry};
-use crate::{Error, Extent, IdMap, Range};
-
-/// The ids of root's pool when nothing is configured: 2013265920 to 2147352575, room for 2046 sandboxes of 65536 ids.
-///
-/// They lie above what the usual tools hand out (`useradd`'s subordinate ids end at 600100000, systemd-nspawn's containers
-/// at 1879048191, SSSD's and FreeIPA's domain accounts at 2000200000) and below what they keep for other ends (systemd's
-/// foreign ids from 2147352576, Podman's customary `containers` user from 2147483647, and all numbers with the sign bit).
-pub const DEFAULT_RANGE: (u32, u32) = (2_013_265_920, 134_086_656);
-
-/// The size of a slot of root's pool: every id that programs expect to exist, 65534 included.
-pub const ROOT_SLOT: u32 = 65536;
-
-/// The size of a slot of a user's own pool: the usual 65536 subordinate ids make 64 of them.
-pub const USER_SLOT: u32 = 1024;
+use crate::write::Kind;
+use crate::{Error, Extent, IdMap, Range, SubordinateIds};
 
 /// The inside uid and gid that [`Lease::uid_map`] and [`Lease::gid_map`] keep for the sandbox's init, whatever the slot's
 /// size. Programs are not meant to run with it.
@@ -40,96 +34,24 @@ pub const INIT_ID: u32 = 65533;
 /// The inside id of "nobody".
 const NOBODY: u32 = 65534;
 
-/// The smallest slot: inside ids 0 and up, and those of init and nobody.
-const MIN_SLOT: u32 = 3;
+/// So many slots are checked together against the accounts and grants of others.
+const BLOCK: usize = 32;
 
-/// The most slots of a pool.
-const MAX_SLOTS: usize = 1 << 16;
+/// So often all slots are tried before the pool counts as exhausted.
+const ROUNDS: u32 = 4;
 
-/// Which ids a pool has, and in pieces of which size it lends them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PoolConfig {
-    uids: Vec<Range>,
-    gids: Vec<Range>,
-    slot: u32,
-}
-
-impl PoolConfig {
-    /// A pool of the uids and gids of `range`, lent `slot` at a time. What is left over at the end is not used.
-    #[must_use]
-    pub fn new(range: Range, slot: u32) -> Self {
-        Self::with_ranges(vec![range], vec![range], slot)
-    }
-
-    /// A pool of several ranges, uids and gids apart: as many slots as both have room for.
-    #[must_use]
-    pub fn with_ranges(uids: Vec<Range>, gids: Vec<Range>, slot: u32) -> Self {
-        Self { uids, gids, slot }
-    }
-
-    /// Uid and gid ranges of each slot.
-    fn slots(&self) -> Result<Vec<(Range, Range)>, Error> {
-        let slot = self.slot;
-        let what = || format!("a pool of slots of {slot} ids");
-        if slot < MIN_SLOT {
-            return Err(Error::invalid(what(), format!("a slot has at least {MIN_SLOT} ids: root, init and nobody")));
-        }
-        let cut = |ranges: &[Range]| -> Vec<Range> {
-            let whole = ranges.iter().flat_map(|range| {
-                (0..range.count() / slot).filter_map(|n| Range::new(range.base() + n * slot, slot).ok())
-            });
-            whole.take(MAX_SLOTS + 1).collect()
-        };
-        for ranges in [&self.uids, &self.gids] {
-            for (n, range) in ranges.iter().enumerate() {
-                if let Some(other) = ranges[..n].iter().find(|other| other.overlaps(*range)) {
-                    return Err(Error::invalid(what(), format!("its ranges {other} and {range} overlap")));
-                }
-            }
-        }
-        let slots: Vec<_> = cut(&self.uids).into_iter().zip(cut(&self.gids)).collect();
-        match slots.len() {
-            0 => Err(Error::invalid(what(), "its uids or gids have no room for one")),
-            n if n > MAX_SLOTS => Err(Error::invalid(what(), format!("it has more than {MAX_SLOTS}"))),
-            _ => Ok(slots),
-        }
-    }
-
-    /// The pool's file: its geometry, which all who share the pool must agree on.
-    fn text(&self) -> String {
-        let mut text = format!("slot {}\n", self.slot);
-        for (key, ranges) in [("uids", &self.uids), ("gids", &self.gids)] {
-            for range in ranges {
-                let _ = writeln!(text, "{key} {} {}", range.base(), range.count());
-            }
-        }
-        text
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let mut config = Self { uids: Vec::new(), gids: Vec::new(), slot: 0 };
-        for line in text.lines() {
-            match line.split_once(' ')? {
-                ("slot", slot) => config.slot = slot.parse().ok()?,
-                ("uids", range) => config.uids.push(record::range(range)?),
-                ("gids", range) => config.gids.push(record::range(range)?),
-                _ => return None,
-            }
-        }
-        Some(config)
-    }
-
-    fn overlaps(&self, other: &Self) -> bool {
-        let meet = |a: &[Range], b: &[Range]| a.iter().any(|a| b.iter().any(|b| a.overlaps(*b)));
-        meet(&self.uids, &other.uids) || meet(&self.gids, &other.gids)
-    }
-}
+/// For so long a check of a block holds: others seldom get ids, and never by our doing.
+const CHECK_HOLDS: Duration = Duration::from_secs(60);
 
 /// Lends ranges of ids, each to one sandbox at a time, on this whole machine.
 ///
 /// A slot is a file below the state directory; who holds its lock (flock(2)) has the ids. The lock belongs to the open
 /// file, so whoever inherits [`Lease::lock_fd`] keeps it: the ids stay taken while a sandbox lives, even when the program
 /// that started it was killed, and are free when the last holder is gone. Cheap to clone; usable from many threads.
+///
+/// A slot is not lent when one of its ids is granted to another user in `/etc/subuid` or `/etc/subgid`, or is an account's
+/// in `/etc/passwd` or `/etc/group` (looked at once a minute for 32 slots together); nor, on its first use and after an
+/// owner that ended without [`Lease::release`], when a process runs with one or lives in a namespace that maps one.
 #[derive(Debug, Clone)]
 pub struct Pool {
     inner: Arc<Inner>,
@@ -137,13 +59,35 @@ pub struct Pool {
 
 #[derive(Debug)]
 struct Inner {
+    config: PoolConfig,
     directory: Directory,
-    slots: Vec<(Range, Range)>,
+    registry: Registry,
+    slots: Vec<Slot>,
     boot: String,
     /// Slots that this process gave back, the latest last: their files are warm, and surely ours.
     recent: Mutex<Vec<usize>>,
     /// Where the search for a slot begins.
     cursor: AtomicUsize,
+    /// By number of block: what was found.
+    checks: Mutex<HashMap<usize, Arc<Check>>>,
+}
+
+/// What stands against the slots of a block.
+#[derive(Debug)]
+struct Check {
+    at: Instant,
+    unusable: HashMap<usize, Obstacle>,
+}
+
+/// Why a slot cannot be had.
+#[derive(Debug, Clone)]
+enum Obstacle {
+    /// A living sandbox has it.
+    Held,
+    /// Files with its ids remain.
+    Registered,
+    /// In words.
+    Other(String),
 }
 
 impl Pool {
@@ -154,25 +98,36 @@ impl Pool {
     /// it as long as their ids do not overlap.
     ///
     /// # Errors
-    /// [`Error::File`] and [`Error::Invalid`] for a directory that is not as said, [`Error::Unsupported`] when another
-    /// version of this crate made it, [`Error::Conflict`] when another pool there has some of the ids.
+    /// [`Error::Invalid`] for a configuration without a whole slot, with root's id, with ids that are not mapped in the
+    /// caller's user namespace; [`Error::File`] and [`Error::Invalid`] for a directory that is not as said;
+    /// [`Error::Unsupported`] when another version of this crate made it; [`Error::Conflict`] when another pool there has
+    /// some of the ids, or a line of `/etc/subuid` or `/etc/subgid` grants some to a user that is not an
+    /// [`owner`](PoolConfig::owner) of the pool.
     pub fn open(state_dir: &Path, config: &PoolConfig) -> Result<Self, Error> {
         let slots = config.slots()?;
-        let ids = Directory::open_or_create(state_dir)?.subdirectory("ids")?;
+        config.mapped()?;
+        let ids = Directory::open_or_create_trusted(state_dir)?.subdirectory("ids")?;
         let _lock = ids.lock()?;
         ids.stamp()?;
         let name = format!("pool-{:016x}", record::checksum(config.text().as_bytes()));
-        for other in ids.names()?.iter().filter(|other| other.starts_with("pool-") && **other != name) {
+        for other in ids.names()?.iter().filter(|other| is_pool(other) && **other != name) {
             let Some(theirs) = read_config(&ids.subdirectory(other)?)? else { continue };
-            if theirs.overlaps(config) {
-                let range = *config.uids.first().ok_or_else(|| Error::invalid("pool", "no range"))?;
+            if let Some(range) = config.common(&theirs) {
                 let by = format!("the pool {} lends some of them in other pieces", ids.path().join(other).display());
                 return Err(Error::Conflict { range, by });
             }
         }
+        let grants = SubordinateIds::read_root(&config.root)?;
+        for (kind, ranges) in [(Kind::Uid, config.uids()), (Kind::Gid, config.gids())] {
+            for range in ranges {
+                if let Some(by) = grants.claimed_by_other(kind, *range, &config.owners) {
+                    return Err(Error::Conflict { range: *range, by });
+                }
+            }
+        }
         let directory = ids.subdirectory(&name)?;
         match read_config(&directory)? {
-            Some(found) if found == *config => {}
+            Some(found) if found.same_ids(config) => {}
             Some(_) => return Err(Error::invalid(directory.path().display().to_string(), "it describes another pool")),
             None => {
                 let fd = directory.open_file("create", "pool", true)?;
@@ -180,29 +135,34 @@ impl Pool {
                     .map_err(|e| Error::file("write", directory.path().join("pool"), e))?;
             }
         }
-        let boot = boot_id()?;
+        Self::with(directory, config.clone(), slots)
+    }
+
+    fn with(directory: Directory, config: PoolConfig, slots: Vec<Slot>) -> Result<Self, Error> {
         // Processes begin their search at different places, so that they seldom meet.
-        let cursor = usize::try_from(std::process::id()).unwrap_or(0).wrapping_mul(97) % slots.len();
-        let inner = Inner { directory, slots, boot, recent: Mutex::default(), cursor: AtomicUsize::new(cursor) };
+        let start = usize::try_from(std::process::id()).unwrap_or(0).wrapping_mul(97) % slots.len().max(1);
+        let registry = Registry::new(config.registry.clone());
+        let (recent, checks, cursor) = (Mutex::default(), Mutex::default(), AtomicUsize::new(start));
+        let inner = Inner { config, directory, registry, slots, boot: boot_id()?, recent, cursor, checks };
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The pool that a caller has without saying anything.
-    ///
-    /// Root: [`DEFAULT_RANGE`] in slots of [`ROOT_SLOT`], below `/run/sandbox`.
+    /// The pool that a caller has without saying anything: [`PoolConfig::default_for_caller`] in [`default_state_dir`].
     ///
     /// # Errors
-    /// Those of [`open`](Self::open).
+    /// Those of these two, and of [`open`](Self::open).
     pub fn default_for_caller() -> Result<Self, Error> {
-        if geteuid().is_root() {
-            let (base, count) = DEFAULT_RANGE;
-            return Self::open(Path::new("/run/sandbox"), &PoolConfig::new(Range::new(base, count)?, ROOT_SLOT));
-        }
-        Err(Error::Unsupported { feature: "a default id pool for users", needs: "a configured pool".into() })
+        Self::open(&default_state_dir()?, &PoolConfig::default_for_caller()?)
     }
 
-    /// Takes a range that nobody else has. `owner` names the sandbox for [`owner_of`](Self::owner_of) and for people: at
-    /// most 200 bytes are kept.
+    /// How many sandboxes the pool has room for, before anything that stands against a slot.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.inner.slots.len()
+    }
+
+    /// Takes a range that nobody else has. `owner` names the sandbox for [`owner_of`] and for people: at most 200 bytes
+    /// are kept, control characters become `?`.
     ///
     /// # Errors
     /// [`Error::Exhausted`] says how many slots are held and why others are unusable; [`Error::File`] when the state
@@ -212,85 +172,290 @@ impl Pool {
         if !inner.directory.in_place() {
             return Err(Error::file("lease", inner.directory.path(), Errno::NOENT));
         }
-        let mut seen = Seen::default();
-        while let Some(slot) = inner.recent.lock().unwrap_or_else(PoisonError::into_inner).pop() {
-            if let Some(lease) = self.try_slot(slot, owner, &mut seen)? {
+        loop {
+            let recent = lock(&inner.recent).pop();
+            let Some(slot) = recent else { break };
+            if let Ok(lease) = self.try_slot(slot, owner, false)? {
                 return Ok(lease);
             }
         }
-        seen = Seen::default();
         let slots = inner.slots.len();
-        let from = inner.cursor.load(Ordering::Relaxed);
-        for slot in (0..slots).map(|n| (from + n) % slots) {
-            if let Some(lease) = self.try_slot(slot, owner, &mut seen)? {
-                inner.cursor.store((slot + 1) % slots, Ordering::Relaxed);
-                return Ok(lease);
+        let (mut held, mut registered, mut unusable, mut first) = (0, 0, 0, None);
+        // Who only looks at a slot holds its lock for a moment, and so does a child between fork and exec.
+        for round in 0..ROUNDS {
+            if round > 0 {
+                if held == 0 {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            (held, registered, unusable, first) = (0, 0, 0, None);
+            let from = inner.cursor.load(Ordering::Relaxed);
+            for slot in (0..slots).map(|n| (from + n) % slots) {
+                match self.try_slot(slot, owner, false)? {
+                    Ok(lease) => {
+                        inner.cursor.store((slot + 1) % slots, Ordering::Relaxed);
+                        return Ok(lease);
+                    }
+                    Err(Obstacle::Held) => held += 1,
+                    Err(Obstacle::Registered) => registered += 1,
+                    Err(Obstacle::Other(why)) => {
+                        unusable += 1;
+                        first.get_or_insert(why);
+                    }
+                }
             }
         }
-        let Seen { held, registered, mut unusable } = seen;
         let pool = inner.directory.path().to_owned();
-        Err(Error::Exhausted { pool, slots, held, registered, unusable: unusable.len(), first: unusable.pop_front() })
+        Err(Error::Exhausted { pool, slots, held, registered, unusable, first })
     }
 
-    fn try_slot(&self, slot: usize, owner: &str, seen: &mut Seen) -> Result<Option<Lease>, Error> {
-        let Inner { directory, slots, boot, .. } = &*self.inner;
-        let Some(&(uids, gids)) = slots.get(slot) else { return Ok(None) };
-        let name = uids.base().to_string();
-        let fd = loop {
-            let fd = match directory.open_file("lease", &name, true) {
+    /// Takes a registered range again, for another sandbox over the same tree.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when `uids` is not a registered range of this pool; [`Error::Conflict`] when a sandbox has it now,
+    /// or something else uses its ids.
+    pub fn lease_registered(&self, uids: Range, owner: &str) -> Result<Lease, Error> {
+        let inner = &self.inner;
+        let known = inner.registry.list()?.into_iter().any(|range| range.uids == uids);
+        let slot = inner.slots.iter().position(|slot| slot.uids == uids).filter(|_| known);
+        let slot =
+            slot.ok_or_else(|| Error::invalid(format!("the ids {uids}"), "no such range is registered in this pool"))?;
+        self.try_slot(slot, owner, true)?.map_err(|obstacle| {
+            let by = match obstacle {
+                Obstacle::Held => "a living sandbox has them".into(),
+                Obstacle::Registered => "they are registered".into(),
+                Obstacle::Other(why) => why,
+            };
+            Error::Conflict { range: uids, by }
+        })
+    }
+
+    /// The registered ranges of this pool.
+    ///
+    /// # Errors
+    /// [`Error::File`] and [`Error::Parse`] for what cannot be read.
+    pub fn registered(&self) -> Result<Vec<Registered>, Error> {
+        let ours = |range: &Registered| self.inner.slots.iter().any(|slot| slot.uids == range.uids);
+        Ok(self.inner.registry.list()?.into_iter().filter(ours).collect())
+    }
+
+    /// Gives a registered range back, saying that no file has its ids any more.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] while its tree still exists, and when it is not registered; [`Error::Conflict`] while a sandbox has
+    /// it.
+    pub fn forget(&self, uids: Range) -> Result<(), Error> {
+        let range = self.registered()?.into_iter().find(|range| range.uids == uids);
+        let range = range
+            .ok_or_else(|| Error::invalid(format!("the ids {uids}"), "no such range is registered in this pool"))?;
+        if range.tree.symlink_metadata().is_ok() {
+            let why = format!("{} still exists: files with these ids may be left in it", range.tree.display());
+            return Err(Error::invalid(format!("the ids {uids}"), why));
+        }
+        let lease = self.lease_registered(uids, &range.name)?;
+        self.inner.registry.remove(uids)?;
+        lock(&self.inner.checks).clear();
+        Lease { registered: false, ..lease }.release()
+    }
+
+    /// Frees the slots whose owners ended without a word, and says which of them cannot be freed and why. Living ones are
+    /// not touched, nor are registered ones. Leasing does the same to each slot that it meets, so this is for people.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a state directory that cannot be read.
+    pub fn recover(&self) -> Result<Recovered, Error> {
+        let inner = &self.inner;
+        let mut recovered = Recovered::default();
+        let mut snapshot = None;
+        for (index, slot) in inner.slots.iter().enumerate() {
+            let name = slot.name();
+            let fd = match inner.directory.open_file("open", &name, false) {
                 Ok(fd) => fd,
-                Err(e) if e.errno() == Some(Errno::LOOP.raw_os_error()) => {
-                    seen.unusable.push_back(e.to_string());
-                    return Ok(None);
+                Err(e) if e.errno() == Some(Errno::NOENT.raw_os_error()) => continue,
+                Err(e) => {
+                    recovered.left.push((slot.uids, e.to_string()));
+                    continue;
                 }
+            };
+            if retry(|| flock(&fd, FlockOperation::NonBlockingLockExclusive)).is_err() {
+                continue;
+            }
+            match inner.directory.holds(&name, &fd)? {
+                Held::Ours => {}
+                Held::Replaced => continue,
+                Held::Foreign(why) => {
+                    recovered.left.push((slot.uids, why));
+                    continue;
+                }
+            }
+            let last = inner.read_record(&fd, &name)?;
+            if last.as_ref().is_some_and(|last| last.state != State::Held) {
+                continue;
+            }
+            // Taken once, after the first lock: whoever used the ids then is in it.
+            let snapshot = match &snapshot {
+                Some(snapshot) => snapshot,
+                None => snapshot.insert(Snapshot::take()?),
+            };
+            match snapshot.user_of(slot.uids, slot.gids, true) {
+                Some(by) => recovered.left.push((slot.uids, by)),
+                None => {
+                    let owner = last.map(|last| last.name).unwrap_or_default();
+                    self.leased(index, *slot, fd, owner, false).release()?;
+                    recovered.freed.push(slot.uids);
+                }
+            }
+        }
+        Ok(recovered)
+    }
+
+    /// Takes one slot, or says why not. `registered` is for who may have a registered one, and only such.
+    fn try_slot(&self, index: usize, owner: &str, registered: bool) -> Result<Result<Lease, Obstacle>, Error> {
+        let inner = &*self.inner;
+        let Some(&slot) = inner.slots.get(index) else { return Ok(Err(Obstacle::Other("no such slot".into()))) };
+        match inner.check(index)? {
+            None => {}
+            Some(Obstacle::Registered) if registered => {}
+            Some(obstacle) => return Ok(Err(obstacle)),
+        }
+        let name = slot.name();
+        let fd = match inner.lock_slot(&name)? {
+            Ok(fd) => fd,
+            Err(obstacle) => return Ok(Err(obstacle)),
+        };
+        let last = inner.read_record(&fd, &name)?;
+        let clean = match &last {
+            Some(last) if last.state == State::Registered && !registered => return Ok(Err(Obstacle::Registered)),
+            Some(last) => last.state == State::Released && last.boot == self.inner.boot,
+            None => false,
+        };
+        // A new file, another boot, or an owner that ended without a word: whatever it started may still run.
+        if !clean {
+            if let Some(by) = Snapshot::take()?.user_of(slot.uids, slot.gids, !inner.config.share_live_maps) {
+                return Ok(Err(Obstacle::Other(by)));
+            }
+        }
+        let lease = self.leased(index, slot, fd, owner.to_owned(), registered);
+        lease.write(if registered { State::Registered } else { State::Held })?;
+        Ok(Ok(lease))
+    }
+
+    fn leased(&self, index: usize, slot: Slot, fd: OwnedFd, owner: String, registered: bool) -> Lease {
+        Lease { pool: Arc::clone(&self.inner), index, slot, fd, owner, registered }
+    }
+}
+
+impl Slot {
+    /// The name of the slot's file.
+    fn name(self) -> String {
+        self.uids.base().to_string()
+    }
+}
+
+impl Inner {
+    /// Opens and locks the slot's file, making it if need be.
+    fn lock_slot(&self, name: &str) -> Result<Result<OwnedFd, Obstacle>, Error> {
+        loop {
+            let fd = match self.directory.open_file("lease", name, true) {
+                Ok(fd) => fd,
+                Err(e) if is_odd(&e) => return Ok(Err(Obstacle::Other(e.to_string()))),
                 Err(e) => return Err(e),
             };
             match retry(|| flock(&fd, FlockOperation::NonBlockingLockExclusive)) {
                 Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => {
-                    seen.held += 1;
-                    return Ok(None);
-                }
-                Err(e) => return Err(Error::file("lock", directory.path().join(name), e)),
+                Err(Errno::WOULDBLOCK) => return Ok(Err(Obstacle::Held)),
+                Err(e) => return Err(Error::file("lock", self.directory.path().join(name), e)),
             }
-            match directory.holds(&name, &fd)? {
-                Held::Ours => break fd,
+            // Who locks a file that was removed meanwhile has nothing.
+            match self.directory.holds(name, &fd)? {
+                Held::Ours => return Ok(Ok(fd)),
                 Held::Replaced => {}
                 Held::Foreign(why) => {
-                    seen.unusable.push_back(format!("{}: {why}", directory.path().join(name).display()));
-                    return Ok(None);
-                }
-            }
-        };
-        let mut bytes = [0; LENGTH];
-        let read =
-            retry(|| pread(&fd, &mut bytes, 0)).map_err(|e| Error::file("read", directory.path().join(&name), e))?;
-        match bytes.get(..read).and_then(Record::decode) {
-            Some(Record { state: State::Registered, .. }) => {
-                seen.registered += 1;
-                return Ok(None);
-            }
-            Some(last) if last.state == State::Released && last.boot == *boot => {}
-            // A new file, or an owner that ended without a word: whatever it started may still run.
-            _ => {
-                if let Some(by) = Snapshot::take()?.user_of(uids, gids, true) {
-                    seen.unusable.push_back(by);
-                    return Ok(None);
+                    let path = self.directory.path().join(name);
+                    return Ok(Err(Obstacle::Other(format!("{}: {why}", path.display()))));
                 }
             }
         }
-        let lease = Lease { pool: Arc::clone(&self.inner), slot, fd, uids, gids, owner: owner.to_owned() };
-        lease.write(State::Held)?;
-        Ok(Some(lease))
+    }
+
+    fn read_record(&self, fd: &OwnedFd, name: &str) -> Result<Option<Record>, Error> {
+        let mut bytes = [0; LENGTH];
+        let read =
+            retry(|| pread(fd, &mut bytes, 0)).map_err(|e| Error::file("read", self.directory.path().join(name), e))?;
+        Ok(bytes.get(..read).and_then(Record::decode))
+    }
+
+    /// What stands against this slot, by a check of its block that is not too old.
+    fn check(&self, index: usize) -> Result<Option<Obstacle>, Error> {
+        let block = index / BLOCK;
+        let known = lock(&self.checks).get(&block).cloned();
+        let check = match known {
+            Some(check) if check.at.elapsed() < CHECK_HOLDS => check,
+            _ => {
+                let check = Arc::new(self.check_block(block)?);
+                lock(&self.checks).insert(block, Arc::clone(&check));
+                check
+            }
+        };
+        Ok(check.unusable.get(&index).cloned())
+    }
+
+    fn check_block(&self, block: usize) -> Result<Check, Error> {
+        let at = Instant::now();
+        let grants = SubordinateIds::read_root(&self.config.root)?;
+        let registered = self.registry.list()?;
+        let mut unusable = HashMap::new();
+        let slots = self.slots.iter().copied().enumerate().skip(block * BLOCK).take(BLOCK);
+        for (index, slot) in slots.clone() {
+            let kinds = [(Kind::Uid, slot.uids), (Kind::Gid, slot.gids)];
+            let claimed = kinds.iter().find_map(|&(kind, range)| {
+                grants.claimed_by_other(kind, range, &self.config.owners).or_else(|| grants.account_in(kind, range))
+            });
+            if let Some(by) = claimed {
+                unusable.insert(index, Obstacle::Other(by));
+            } else if registered.iter().any(|range| range.uids.overlaps(slot.uids) || range.gids.overlaps(slot.gids)) {
+                unusable.insert(index, Obstacle::Registered);
+            }
+        }
+        self.prepare(slots.filter(|(index, _)| !unusable.contains_key(index)).map(|(_, slot)| slot))?;
+        Ok(Check { at, unusable })
+    }
+
+    /// Makes the files of slots that were never used, and marks those free whose ids nobody uses: one look at all
+    /// processes instead of one for each slot's first lease.
+    fn prepare(&self, slots: impl Iterator<Item = Slot>) -> Result<(), Error> {
+        let mut made = Vec::new();
+        for slot in slots {
+            let Some(fd) = self.directory.new_file(&slot.name())? else { continue };
+            if flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                made.push((slot, fd));
+            }
+        }
+        if made.is_empty() {
+            return Ok(());
+        }
+        let snapshot = Snapshot::take()?;
+        for (slot, fd) in made {
+            if snapshot.user_of(slot.uids, slot.gids, !self.config.share_live_maps).is_none() {
+                self.write_record(&fd, slot, State::Released, "")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_record(&self, fd: &OwnedFd, slot: Slot, state: State, name: &str) -> Result<(), Error> {
+        let Slot { uids, gids } = slot;
+        let record =
+            Record { state, pid: std::process::id(), boot: self.boot.clone(), uids, gids, name: name.to_owned() };
+        state::write_whole(fd, &record.encode())
+            .map_err(|e| Error::file("lease", self.directory.path().join(slot.name()), e))
     }
 }
 
-/// What a search found on its way.
-#[derive(Debug, Default)]
-struct Seen {
-    held: usize,
-    registered: usize,
-    unusable: VecDeque<String>,
+/// A lock file that somebody put something else in place of: not an error of the whole pool.
+fn is_odd(error: &Error) -> bool {
+    [Errno::LOOP, Errno::ISDIR, Errno::NXIO, Errno::ACCESS].map(|e| Some(e.raw_os_error())).contains(&error.errno())
 }
 
 /// A range of ids that is nobody else's while this, or a copy of its [`lock_fd`](Self::lock_fd) anywhere, is open.
@@ -301,61 +466,190 @@ struct Seen {
 #[must_use = "dropping a lease gives the ids away"]
 pub struct Lease {
     pool: Arc<Inner>,
-    slot: usize,
+    index: usize,
+    slot: Slot,
     fd: OwnedFd,
-    uids: Range,
-    gids: Range,
     owner: String,
+    registered: bool,
 }
 
 impl Lease {
     /// The host uids.
     #[must_use]
     pub fn range(&self) -> Range {
-        self.uids
+        self.slot.uids
     }
 
     /// The host gids: as many as uids, and the same numbers unless the pool was configured otherwise.
     #[must_use]
     pub fn gid_range(&self) -> Range {
-        self.gids
+        self.slot.gids
     }
 
     /// Inside ids from 0 on, with [`INIT_ID`] and 65534 ("nobody") mapped even in a small slot.
     #[must_use]
     pub fn uid_map(&self) -> IdMap {
-        map_of(self.uids)
+        map_of(self.slot.uids)
     }
 
     /// The same for groups.
     #[must_use]
     pub fn gid_map(&self) -> IdMap {
-        map_of(self.gids)
+        map_of(self.slot.gids)
     }
 
     /// The descriptor that holds the lock (close-on-exec). Whoever has a copy of it, made by fork, dup or over a socket,
-    /// keeps the ids: give one to the sandbox's init.
+    /// keeps the ids: give one to the sandbox's init. An explicit unlock (`LOCK_UN`) on any copy would free them for all.
     #[must_use]
     pub fn lock_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// Gives the ids back, saying that every process that ran with them has ended: the slot can be lent at once.
+    /// Whether the slot's file is still the one that is locked. When somebody removed it, another process may think that
+    /// the ids are free: a sandbox that has not started yet had better not.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when it is another file, or the state directory was moved away; [`Error::File`] when that cannot
+    /// be seen.
+    pub fn verify(&self) -> Result<(), Error> {
+        let name = self.slot.name();
+        let why = match self.pool.directory.holds(&name, &self.fd)? {
+            Held::Ours if self.pool.directory.in_place() => return Ok(()),
+            Held::Ours => "its directory was moved or removed".into(),
+            Held::Replaced => "it was removed or replaced while the lease was held".into(),
+            Held::Foreign(why) => why,
+        };
+        Err(Error::invalid(self.pool.directory.path().join(name).display().to_string(), why))
+    }
+
+    /// Keeps the ids beyond the sandbox's end and beyond a reboot, because files below `tree` have them: no new sandbox gets
+    /// them until [`Pool::forget`]. On disk when this returns; do it before the first file is made.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without a directory to remember it in; [`Error::Invalid`] for a relative path;
+    /// [`Error::File`] when it cannot be written. The range is not registered then.
+    pub fn register(&mut self, tree: &Path) -> Result<(), Error> {
+        if !tree.is_absolute() {
+            return Err(Error::invalid(tree.display().to_string(), "a registered tree has an absolute path"));
+        }
+        let Slot { uids, gids } = self.slot;
+        self.pool.registry.add(&Registered { uids, gids, name: self.owner.clone(), tree: tree.to_owned() })?;
+        self.write(State::Registered)?;
+        self.registered = true;
+        Ok(())
+    }
+
+    /// Gives the ids back, saying that every process that ran with them has ended: the slot can be lent at once. A
+    /// [registered](Self::register) one stays registered.
     ///
     /// # Errors
     /// [`Error::File`] when that cannot be written; the lock is given up all the same, as by dropping.
     pub fn release(self) -> Result<(), Error> {
+        if self.registered {
+            return Ok(());
+        }
         self.write(State::Released)?;
-        self.pool.recent.lock().unwrap_or_else(PoisonError::into_inner).push(self.slot);
+        lock(&self.pool.recent).push(self.index);
         Ok(())
     }
 
     fn write(&self, state: State) -> Result<(), Error> {
-        let (pid, boot, name) = (std::process::id(), self.pool.boot.clone(), self.owner.clone());
-        let record = Record { state, pid, boot, uids: self.uids, gids: self.gids, name };
-        state::write_whole(&self.fd, &record.encode())
-            .map_err(|e| Error::file("lease", self.pool.directory.path().join(self.uids.base().to_string()), e))
+        self.pool.write_record(&self.fd, self.slot, state, &self.owner)
     }
+}
+
+/// What [`Pool::recover`] did.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+#[must_use]
+pub struct Recovered {
+    /// The uids of the slots that are free again.
+    pub freed: Vec<Range>,
+    /// The uids of the slots that are not, and why.
+    pub left: Vec<(Range, String)>,
+}
+
+/// Whose an id is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Owner {
+    /// The name given to [`Pool::lease`].
+    pub name: String,
+    /// The process that leased it, by its number in its own PID namespace. It may have ended: see `state`.
+    pub pid: u32,
+    /// The uids of the lease.
+    pub uids: Range,
+    /// Its gids.
+    pub gids: Range,
+    /// The uid inside, by [`Lease::uid_map`].
+    pub inside: Option<u32>,
+    /// Whether it still lives.
+    pub state: OwnerState,
+}
+
+/// Whether a lease is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OwnerState {
+    /// Somebody holds the lock.
+    Living,
+    /// Nobody does, and it was never given back: the last owner was killed.
+    Ended,
+    /// Nobody does; files with the ids remain.
+    Registered,
+}
+
+/// Which sandbox the host uid `uid` belongs to, as the pools below `state_dir` know; `None` when it is no lease's.
+///
+/// Works from any process that may read the state directory: root, or the user whose it is. Nothing is made there.
+///
+/// # Errors
+/// [`Error::File`] and [`Error::Invalid`] for a state directory that cannot be read or is not the caller's.
+pub fn owner_of(state_dir: &Path, uid: u32) -> Result<Option<Owner>, Error> {
+    for pool in pools(state_dir)? {
+        let inner = &pool.inner;
+        let Some(slot) = inner.slots.iter().find(|slot| slot.uids.contains(uid)) else { continue };
+        let name = slot.name();
+        let fd = match inner.directory.open_file("open", &name, false) {
+            Ok(fd) => fd,
+            Err(e) if e.errno() == Some(Errno::NOENT.raw_os_error()) => continue,
+            Err(e) => return Err(e),
+        };
+        let Some(record) = inner.read_record(&fd, &name)? else { continue };
+        // Whoever leases at this very moment tries again.
+        let living = retry(|| flock(&fd, FlockOperation::NonBlockingLockShared)) == Err(Errno::WOULDBLOCK);
+        let state = match record.state {
+            _ if living => OwnerState::Living,
+            State::Held => OwnerState::Ended,
+            State::Registered => OwnerState::Registered,
+            State::Released => continue,
+        };
+        let inside = map_of(record.uids).to_inside(uid);
+        let Record { name, pid, uids, gids, .. } = record;
+        return Ok(Some(Owner { name, pid, uids, gids, inside, state }));
+    }
+    Ok(None)
+}
+
+/// All pools below a state directory, for inspection and [`Pool::recover`]; none when there is no such directory.
+///
+/// # Errors
+/// As [`owner_of`].
+pub fn pools(state_dir: &Path) -> Result<Vec<Pool>, Error> {
+    let root = match Directory::open(state_dir) {
+        Ok(root) => root,
+        Err(e) if e.errno() == Some(Errno::NOENT.raw_os_error()) => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let Some(ids) = root.existing("ids")? else { return Ok(Vec::new()) };
+    let mut pools = Vec::new();
+    for name in ids.names()?.iter().filter(|name| is_pool(name)) {
+        let Some(directory) = ids.existing(name)? else { continue };
+        let Some(config) = read_config(&directory)? else { continue };
+        let slots = config.slots()?;
+        pools.push(Pool::with(directory, config, slots)?);
+    }
+    Ok(pools)
 }
 
 fn map_of(range: Range) -> IdMap {
@@ -370,6 +664,10 @@ fn map_of(range: Range) -> IdMap {
     ])
 }
 
+fn is_pool(name: &str) -> bool {
+    name.starts_with("pool-")
+}
+
 fn read_config(directory: &Directory) -> Result<Option<PoolConfig>, Error> {
     let fd = match directory.open_file("open", "pool", false) {
         Ok(fd) => fd,
@@ -378,12 +676,17 @@ fn read_config(directory: &Directory) -> Result<Option<PoolConfig>, Error> {
     };
     let path: PathBuf = directory.path().join("pool");
     let text = state::read_text(&fd).map_err(|e| Error::file("read", path.as_path(), e))?;
-    // Empty: whoever made it was stopped before it could write.
-    Ok(PoolConfig::parse(&text).filter(|config| config.slot > 0))
+    // Empty, or cut: whoever made it was stopped before it could lease anything.
+    Ok(PoolConfig::parse(&text))
 }
 
 fn boot_id() -> Result<String, Error> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
     let text = std::fs::read_to_string(PATH).map_err(|e| Error::file("read", PATH, e))?;
     Ok(text.trim_end().to_owned())
+}
+
+/// A thread that panicked left nothing half done here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

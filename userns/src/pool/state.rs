@@ -31,6 +31,22 @@ impl Directory {
         Self::open(path)
     }
 
+    /// The same, with a check of the parent: nobody but the caller and root may be able to rename `path` away.
+    pub(super) fn open_or_create_trusted(path: &Path) -> Result<Self, Error> {
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => return Err(Error::invalid(path.display().to_string(), "a state directory has a parent directory")),
+        };
+        let stat = statat(CWD, parent, AtFlags::empty()).map_err(|e| Error::file("open", parent, e))?;
+        let trusted_owner = stat.st_uid == 0 || stat.st_uid == geteuid().as_raw();
+        let mode = Mode::from_raw_mode(stat.st_mode);
+        if !trusted_owner || (mode.intersects(Mode::WGRP | Mode::WOTH) && !mode.contains(Mode::SVTX)) {
+            let why = "others could replace what is in it: it must belong to the caller or root, and be sticky if others may write";
+            return Err(Error::invalid(parent.display().to_string(), why));
+        }
+        Self::open_or_create(path)
+    }
+
     /// Opens `path` if it is a directory of the caller's that nobody else may write to.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let fd = openat(CWD, path, DIRECTORY, Mode::empty()).map_err(|e| Error::file("open", path, e))?;
@@ -47,6 +63,15 @@ impl Directory {
         let fd =
             openat(&self.fd, name, DIRECTORY, Mode::empty()).map_err(|e| Error::file("open", path.as_path(), e))?;
         Self::checked(fd, path)
+    }
+
+    /// The directory `name` in this one, if there is one.
+    pub(super) fn existing(&self, name: &str) -> Result<Option<Self>, Error> {
+        match openat(&self.fd, name, DIRECTORY, Mode::empty()) {
+            Ok(fd) => Self::checked(fd, self.path.join(name)).map(Some),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(Error::file("open", self.path.join(name), e)),
+        }
     }
 
     fn checked(fd: OwnedFd, path: PathBuf) -> Result<Self, Error> {
@@ -82,6 +107,39 @@ impl Directory {
     pub(super) fn open_file(&self, op: &'static str, name: &str, create: bool) -> Result<OwnedFd, Error> {
         let flags = if create { FILE | OFlags::CREATE } else { FILE };
         openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR).map_err(|e| Error::file(op, self.path.join(name), e))
+    }
+
+    /// Makes the file `name`; `None` when there is one already.
+    pub(super) fn new_file(&self, name: &str) -> Result<Option<OwnedFd>, Error> {
+        match openat(&self.fd, name, FILE | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::EXIST) => Ok(None),
+            Err(e) => Err(Error::file("create", self.path.join(name), e)),
+        }
+    }
+
+    /// Replaces the file `name` at once and for good: on disk when this returns.
+    pub(super) fn replace_file(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let new = format!(".new-{name}");
+        let failed = |op, e: io::Error| Error::file(op, self.path.join(name), e);
+        let fd = self.open_file("create", &new, true)?;
+        rustix::fs::ftruncate(&fd, 0).map_err(|e| failed("write", e.into()))?;
+        write_whole(&fd, bytes).map_err(|e| failed("write", e))?;
+        rustix::fs::fsync(&fd).map_err(|e| failed("write", e.into()))?;
+        rustix::fs::renameat(&self.fd, &new, &self.fd, name).map_err(|e| failed("create", e.into()))?;
+        self.sync()
+    }
+
+    /// Removes the file `name`, on disk too; a missing one is fine.
+    pub(super) fn remove_file(&self, name: &str) -> Result<(), Error> {
+        match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => self.sync(),
+            Err(e) => Err(Error::file("remove", self.path.join(name), e)),
+        }
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        rustix::fs::fsync(&self.fd).map_err(|e| Error::file("write", self.path.as_path(), e))
     }
 
     /// Whether `fd` is still the file that `name` leads to, and a file of ours.
@@ -174,7 +232,7 @@ fn ours(stat: &Stat) -> Result<(), String> {
 }
 
 /// The first 64 KiB of a file; our files are smaller.
-pub(super) fn read_text(fd: impl AsFd) -> io::Result<String> {
+pub(super) fn read_bytes(fd: impl AsFd) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 1 << 16];
     let mut filled = 0;
     while filled < bytes.len() {
@@ -184,7 +242,12 @@ pub(super) fn read_text(fd: impl AsFd) -> io::Result<String> {
         }
     }
     bytes.truncate(filled);
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(bytes)
+}
+
+/// The same as text.
+pub(super) fn read_text(fd: impl AsFd) -> io::Result<String> {
+    Ok(String::from_utf8_lossy(&read_bytes(fd)?).into_owned())
 }
 
 /// Writes `bytes` to the beginning of the file, all of them or an error.

@@ -24,6 +24,20 @@ pub(crate) fn root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// Runs one test of this very binary in another process, with an environment variable that tells it its part.
+pub(crate) fn again(test: &str, part: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(PART, part);
+    command
+}
+
+/// The part that this process plays in a test that runs itself again.
+pub(crate) fn part() -> Option<String> {
+    std::env::var(PART).ok()
+}
+
+const PART: &str = "SANDBOX_USERNS_TEST_PART";
+
 /// A process in a new user namespace without maps, which waits for a line and then runs `script`.
 pub(crate) struct Held {
     pub(crate) child: Child,
