@@ -18,15 +18,17 @@ use rustix::io::{FdFlags, dup3, fcntl_setfd};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use userns::{Error, Lease, OwnerState, Pool, PoolConfig, Range, Setgroups, owner_of, write_maps};
 
-const BASE: u32 = 3_000_000_000;
-
-/// Far from everything else, and from the default pool.
-fn config(slots: u32) -> PoolConfig {
-    PoolConfig::new(Range::new(BASE, slots * 1024).unwrap(), 1024).conflicts_from(Path::new("/nonexistent"))
+/// The first id of a test's own pool: far from everything else, and from the other tests, whose processes it would see.
+const fn base(test: u32) -> u32 {
+    3_000_000_000 + test * (1 << 20)
 }
 
-fn pool(dir: &Path, slots: u32) -> Pool {
-    Pool::open(&dir.join("sandbox"), &config(slots)).unwrap()
+fn config(base: u32, slots: u32) -> PoolConfig {
+    PoolConfig::new(Range::new(base, slots * 1024).unwrap(), 1024).conflicts_from(Path::new("/nonexistent"))
+}
+
+fn pool(dir: &Path, base: u32, slots: u32) -> Pool {
+    Pool::open(&dir.join("sandbox"), &config(base, slots)).unwrap()
 }
 
 /// The directory of the only pool.
@@ -42,8 +44,9 @@ fn kill(child: &Child) {
 
 #[test]
 fn leases_differ_and_a_released_slot_comes_back() {
+    const BASE: u32 = base(0);
     let dir = tempfile::tempdir().unwrap();
-    let pool = pool(dir.path(), 2);
+    let pool = pool(dir.path(), BASE, 2);
     let first = pool.lease("first").unwrap();
     let second = pool.lease("second").unwrap();
     assert!(!first.range().overlaps(second.range()));
@@ -56,8 +59,9 @@ fn leases_differ_and_a_released_slot_comes_back() {
 
 #[test]
 fn a_small_slot_has_ids_for_init_and_nobody() {
+    const BASE: u32 = base(1);
     let dir = tempfile::tempdir().unwrap();
-    let lease = pool(dir.path(), 1).lease("x").unwrap();
+    let lease = pool(dir.path(), BASE, 1).lease("x").unwrap();
     let map = lease.uid_map();
     assert_eq!(map.to_outside(0), Some(BASE));
     assert_eq!(map.to_outside(userns::INIT_ID), Some(BASE + 1022));
@@ -67,8 +71,9 @@ fn a_small_slot_has_ids_for_init_and_nobody() {
 
 #[test]
 fn threads_never_share_a_slot() {
+    const BASE: u32 = base(2);
     let dir = tempfile::tempdir().unwrap();
-    let pool = pool(dir.path(), 16);
+    let pool = pool(dir.path(), BASE, 16);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -95,13 +100,14 @@ fn witness(dir: &Path, lease: &Lease) -> Result<OwnedFd, String> {
 /// 16 processes × 200 leases, four of them killed over and over in the middle of it.
 #[test]
 fn processes_never_share_a_slot_even_when_killed() {
+    const BASE: u32 = base(4);
     const NAME: &str = "processes_never_share_a_slot_even_when_killed";
     const SLOTS: u32 = 48;
     if let Some(dir) = part() {
-        return worker(Path::new(&dir), SLOTS);
+        return worker(&pool(Path::new(&dir), BASE, SLOTS), Path::new(&dir));
     }
     let dir = tempfile::tempdir().unwrap();
-    drop(pool(dir.path(), SLOTS));
+    drop(pool(dir.path(), BASE, SLOTS));
     let start = || again(NAME, dir.path().to_str().unwrap()).stdout(Stdio::piped()).spawn().unwrap();
     let steady: Vec<Child> = (0..12).map(|_| start()).collect();
     let mut killed = 0;
@@ -131,7 +137,7 @@ fn processes_never_share_a_slot_even_when_killed() {
     }
     assert!(killed > 0);
     // No leak: every slot can be had again, those of the killed included.
-    let pool = pool(dir.path(), SLOTS);
+    let pool = pool(dir.path(), BASE, SLOTS);
     let all: Vec<Lease> = (0..SLOTS).map(|n| pool.lease(&format!("last {n}")).unwrap()).collect();
     let mut bases: Vec<u32> = all.iter().map(|lease| lease.range().base()).collect();
     bases.sort_unstable();
@@ -160,10 +166,9 @@ impl<T> Extract<T> for Vec<T> {
     }
 }
 
-fn worker(dir: &Path, slots: u32) {
+fn worker(pool: &Pool, dir: &Path) {
     // A process that is killed closes its descriptors in order: the witness must go before the lease does.
     let mut low: OwnedFd = fs::File::open("/dev/null").unwrap().into();
-    let pool = pool(dir, slots);
     for n in 0..200 {
         let lease = pool.lease("worker").unwrap();
         let second = witness(dir, &lease).unwrap();
@@ -180,11 +185,13 @@ fn worker(dir: &Path, slots: u32) {
 
 #[test]
 fn a_sandbox_keeps_its_ids_when_its_owner_is_killed() {
+    const BASE: u32 = base(5);
     const NAME: &str = "a_sandbox_keeps_its_ids_when_its_owner_is_killed";
     if let Some(dir) = part() {
         // The owner: leases, starts a "sandbox" that inherits the lock and lives as long as its input, and hangs.
-        let lease = pool(Path::new(&dir), 1).lease("survivor").unwrap();
+        let lease = pool(Path::new(&dir), BASE, 1).lease("survivor").unwrap();
         fcntl_setfd(lease.lock_fd(), FdFlags::empty()).unwrap();
+        #[allow(clippy::zombie_processes)] // It outlives us, on purpose.
         let sandbox = Command::new("cat").stdin(Stdio::inherit()).stdout(Stdio::null()).spawn().unwrap();
         println!("\nsandbox {}", sandbox.id());
         std::io::stdout().flush().unwrap();
@@ -193,7 +200,7 @@ fn a_sandbox_keeps_its_ids_when_its_owner_is_killed() {
         }
     }
     let dir = tempfile::tempdir().unwrap();
-    let pool = pool(dir.path(), 1);
+    let pool = pool(dir.path(), BASE, 1);
     let mut owner =
         again(NAME, dir.path().to_str().unwrap()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let out = BufReader::new(owner.stdout.take().unwrap());
@@ -227,8 +234,9 @@ fn a_sandbox_keeps_its_ids_when_its_owner_is_killed() {
 /// Whoever leases while others ask and clean up is never told that the pool is full.
 #[test]
 fn looking_does_not_take() {
+    const BASE: u32 = base(7);
     let dir = tempfile::tempdir().unwrap();
-    let pool = pool(dir.path(), 1);
+    let pool = pool(dir.path(), BASE, 1);
     let state = dir.path().join("sandbox");
     pool.lease("first").unwrap().release().unwrap();
     std::thread::scope(|scope| {
@@ -246,9 +254,10 @@ fn looking_does_not_take() {
 
 #[test]
 fn a_removed_lock_file_is_noticed_by_its_holder_and_by_the_next() {
+    const BASE: u32 = base(8);
     require!("a_removed_lock_file_is_noticed_by_its_holder_and_by_the_next", root() => "root");
     let dir = tempfile::tempdir().unwrap();
-    let pool = pool(dir.path(), 1);
+    let pool = pool(dir.path(), BASE, 1);
     let lease = pool.lease("first").unwrap();
     lease.verify().unwrap();
     let Some(held) = Held::start("true") else {
@@ -268,9 +277,10 @@ fn a_removed_lock_file_is_noticed_by_its_holder_and_by_the_next() {
 
 #[test]
 fn a_slot_with_a_process_left_over_is_not_lent() {
+    const BASE: u32 = base(9);
     require!("a_slot_with_a_process_left_over_is_not_lent", root() => "root");
     let dir = tempfile::tempdir().unwrap();
-    let pool = pool(dir.path(), 1);
+    let pool = pool(dir.path(), BASE, 1);
     drop(pool.lease("killed").unwrap());
     let mut left = Command::new("setpriv")
         .args([&format!("--reuid={}", BASE + 7), "--clear-groups", "sh", "-c", "echo ready; read _"])
@@ -292,8 +302,9 @@ fn a_slot_with_a_process_left_over_is_not_lent() {
 
 #[test]
 fn damaged_lock_files_cost_their_slot_or_nothing() {
+    const BASE: u32 = base(10);
     let dir = tempfile::tempdir().unwrap();
-    let pool = pool(dir.path(), 4);
+    let pool = pool(dir.path(), BASE, 4);
     drop(pool.lease("make them").unwrap());
     let directory = pool_directory(dir.path());
     let file = |n: u32| directory.join((BASE + n * 1024).to_string());
@@ -319,8 +330,9 @@ fn damaged_lock_files_cost_their_slot_or_nothing() {
 
 #[test]
 fn a_state_directory_of_another_kind_is_refused() {
+    const BASE: u32 = base(11);
     let dir = tempfile::tempdir().unwrap();
-    let refused = |state: &Path| Pool::open(state, &config(1)).unwrap_err().to_string();
+    let refused = |state: &Path| Pool::open(state, &config(BASE, 1)).unwrap_err().to_string();
     let open = dir.path().join("open");
     fs::create_dir(&open).unwrap();
     fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
@@ -332,23 +344,24 @@ fn a_state_directory_of_another_kind_is_refused() {
     assert!(refused(&dir.path().join("missing/below")).contains("No such file"));
 
     let newer = dir.path().join("newer");
-    drop(Pool::open(&newer, &config(1)).unwrap());
+    drop(Pool::open(&newer, &config(BASE, 1)).unwrap());
     fs::write(newer.join("ids/version"), "sandbox ids 2\n").unwrap();
     assert!(refused(&newer).contains("to say \"sandbox ids 1\""), "{}", refused(&newer));
 }
 
 #[test]
 fn a_state_directory_of_another_user_is_refused() {
+    const BASE: u32 = base(12);
     require!("a_state_directory_of_another_user_is_refused", root() => "root");
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("sandbox");
-    drop(Pool::open(&state, &config(1)).unwrap());
+    drop(Pool::open(&state, &config(BASE, 1)).unwrap());
     std::os::unix::fs::chown(&state, Some(65534), None).unwrap();
-    let error = Pool::open(&state, &config(1)).unwrap_err().to_string();
+    let error = Pool::open(&state, &config(BASE, 1)).unwrap_err().to_string();
     assert!(error.ends_with("it belongs to uid 65534, not to 0"), "{error}");
     std::os::unix::fs::chown(&state, Some(0), None).unwrap();
     std::os::unix::fs::chown(pool_directory(dir.path()).join(BASE.to_string()), Some(65534), None).ok();
-    let pool = pool(dir.path(), 1);
+    let pool = pool(dir.path(), BASE, 1);
     let made = pool.lease("x").map(|lease| lease.range());
     let file = pool_directory(dir.path()).join(BASE.to_string());
     std::os::unix::fs::chown(&file, Some(65534), None).unwrap();
@@ -359,8 +372,9 @@ fn a_state_directory_of_another_user_is_refused() {
 
 #[test]
 fn a_state_directory_that_goes_away_is_an_error() {
+    const BASE: u32 = base(13);
     let dir = tempfile::tempdir().unwrap();
-    let first = pool(dir.path(), 2);
+    let first = pool(dir.path(), BASE, 2);
     let lease = first.lease("a").unwrap();
     fs::rename(dir.path().join("sandbox"), dir.path().join("elsewhere")).unwrap();
     let error = first.lease("b").unwrap_err().to_string();
@@ -371,11 +385,12 @@ fn a_state_directory_that_goes_away_is_an_error() {
 /// On a file system of our own: full, then read-only.
 #[test]
 fn a_full_or_read_only_state_directory_leases_nothing() {
+    const BASE: u32 = base(15);
     const NAME: &str = "a_full_or_read_only_state_directory_leases_nothing";
     if let Some(dir) = part() {
         // In a mount namespace of its own, on a tmpfs with room for the directories and no file's content.
         let dir = Path::new(&dir);
-        let pool = pool(dir, 2);
+        let pool = pool(dir, BASE, 2);
         fs::write(dir.join("fill"), vec![0; 1 << 20]).unwrap_err();
         let error = pool.lease("x").unwrap_err();
         assert_eq!(error.errno(), Some(28), "{error}");
@@ -406,12 +421,13 @@ fn a_full_or_read_only_state_directory_leases_nothing() {
 
 #[test]
 fn grants_and_accounts_of_others_are_not_lent() {
+    const BASE: u32 = base(16);
     let dir = tempfile::tempdir().unwrap();
     let etc = dir.path().join("etc");
     fs::create_dir(&etc).unwrap();
     fs::write(etc.join("passwd"), format!("box:x:990:\nother:x:991:\nlate:x:{}:\n", BASE + 1024 + 9)).unwrap();
     fs::write(etc.join("subuid"), format!("# ours\nbox:{BASE}:2048\n990:{BASE}:5\n")).unwrap();
-    let config = config(2).conflicts_from(dir.path());
+    let config = config(BASE, 2).conflicts_from(dir.path());
     let state = dir.path().join("sandbox");
     let error = Pool::open(&state, &config).unwrap_err().to_string();
     let line = format!("{}:2 grants {BASE}..={} to box", etc.join("subuid").display(), BASE + 2047);
@@ -426,9 +442,10 @@ fn grants_and_accounts_of_others_are_not_lent() {
 
 #[test]
 fn pools_that_cut_the_same_ids_differently_are_refused() {
+    const BASE: u32 = base(17);
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("sandbox");
-    let first = pool(dir.path(), 4);
+    let first = pool(dir.path(), BASE, 4);
     let other = PoolConfig::new(Range::new(BASE + 1024, 4096).unwrap(), 2048).conflicts_from(Path::new("/nonexistent"));
     let error = Pool::open(&state, &other).unwrap_err();
     assert!(matches!(error, Error::Conflict { .. }), "{error}");
@@ -442,11 +459,12 @@ fn pools_that_cut_the_same_ids_differently_are_refused() {
 
 #[test]
 fn a_registered_range_outlives_its_lease_and_the_state_directory() {
+    const BASE: u32 = base(18);
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("sandbox");
     let tree = dir.path().join("tree");
     fs::create_dir(&tree).unwrap();
-    let config = config(2).registered_in(Some(dir.path().join("registry")));
+    let config = config(BASE, 2).registered_in(Some(dir.path().join("registry")));
     let pool = Pool::open(&state, &config).unwrap();
     let mut lease = pool.lease("writer").unwrap();
     lease.register(&tree).unwrap();
@@ -479,8 +497,9 @@ fn a_registered_range_outlives_its_lease_and_the_state_directory() {
 
 #[test]
 fn a_lease_is_cheap() {
+    const BASE: u32 = base(19);
     let dir = tempfile::tempdir_in(if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" }).unwrap();
-    let pool = pool(dir.path(), 200);
+    let pool = pool(dir.path(), BASE, 200);
     let mut times: Vec<_> = (0..2000)
         .map(|_| {
             let clock = Instant::now();

@@ -402,6 +402,8 @@ impl Inner {
     }
 
     fn check_block(&self, block: usize) -> Result<Check, Error> {
+        // While new slots are looked at, their locks are held: nobody else may take that for leases.
+        let _lock = self.directory.lock()?;
         let at = Instant::now();
         let grants = SubordinateIds::read_root(&self.config.root)?;
         let registered = self.registry.list()?;
