@@ -10,7 +10,7 @@
     reason = "system call arguments are registers, of which the kernel takes the low bits back"
 )]
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_char, c_void};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
@@ -151,6 +151,13 @@ pub(crate) fn pidfd_send_signal(fd: BorrowedFd<'_>, signal: i32) -> Result<(), E
     Ok(())
 }
 
+/// `ioctl(fd, request)` for requests that take no argument and return a number or a new descriptor.
+pub(crate) fn ioctl(fd: BorrowedFd<'_>, request: u32) -> Result<usize, Errno> {
+    let arguments = [descriptor(fd), request as usize, 0, 0, 0, 0];
+    // SAFETY: the requests of this crate (NS_GET_*, PIDFD_GET_*_NAMESPACE) take no pointer.
+    result(unsafe { arch::syscall(libc::SYS_ioctl as isize, arguments) })
+}
+
 /// Takes ownership of a descriptor number that the kernel has just returned.
 pub(crate) fn adopt(raw: usize) -> Result<OwnedFd, Errno> {
     let raw = RawFd::try_from(raw).map_err(|_| Errno::from_raw(libc::EBADF))?;
@@ -178,6 +185,19 @@ pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> Result<(), Errno> {
         request.flags |= libc::IFF_UP as u16;
     }
     Ok(())
+}
+
+/// `execve`; returns only on failure.
+///
+/// # Safety
+/// `argv` and `envp` are arrays of pointers to NUL-terminated strings, each ended by a null pointer.
+pub(crate) unsafe fn execve(path: &CStr, argv: *const *const c_char, envp: *const *const c_char) -> Errno {
+    let arguments = [pointer(path.as_ptr()), pointer(argv), pointer(envp), 0, 0, 0];
+    // SAFETY: the caller's promise on both arrays; `path` is NUL-terminated.
+    match result(unsafe { arch::syscall(libc::SYS_execve as isize, arguments) }) {
+        Err(errno) => errno,
+        Ok(_) => Errno::from_raw(libc::EIO),
+    }
 }
 
 #[cfg(test)]

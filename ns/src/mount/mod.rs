@@ -1,0 +1,21 @@
+//! Mounts by descriptor, for clone children: make a tree, set its attributes, attach it, enter it.
+//!
+//! A *tree* is a mount (or several) held by a descriptor: [`tmpfs`], [`proc`], … make one, [`clone_tree`] copies a part of
+//! the caller's view (a bind mount). At first it is *detached*, seen by nobody, and vanishes with its descriptor;
+//! [`attach`] puts it onto a directory or file that was resolved before, so that no path is looked up twice.
+//!
+//! | kernel | difference |
+//! |---|---|
+//! | 5.10, 5.11 | no `mount_setattr`: attributes only of attached trees ([`set_attributes`]), no [`set_idmap`] |
+//! | before 6.15 | [`attach`] onto a detached tree is `EINVAL`: [`attach_root`] first, then attach below it |
+//!
+//! No function here allocates, locks, panics or touches `errno`; the deepest needs 16 KiB of stack.
+
+mod attributes;
+mod filesystem;
+mod submounts;
+mod tree;
+
+pub use attributes::{Attributes, set_attributes, set_idmap};
+pub use filesystem::{Filesystem, Overlay, Proc, Tmpfs, devpts, mqueue, overlay, proc, tmpfs};
+pub use tree::{attach, attach_root, clone_tree, enter_root, make_private, pivot};

@@ -1,0 +1,79 @@
+//! Copying, attaching and entering trees.
+
+use std::ffi::CStr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::fs::CWD;
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+
+use crate::error::Errno;
+
+/// A detached copy of what is mounted at `path` below `directory` (a bind mount), with everything mounted below when
+/// `recursive`. An empty `path` means `directory` itself, which may then also be a file.
+///
+/// The copy has the flags of the original: [`set_attributes`] before [`attach`]. It propagates nothing once
+/// [`enter_root`] or [`make_private`] has been called in the mount namespace where it is attached.
+///
+/// # Errors
+/// `EINVAL` for a mount of another mount namespace, or when not recursive and mounts below are locked; `EPERM`. Linux 5.2;
+/// man page: open_tree(2).
+pub fn clone_tree(directory: BorrowedFd<'_>, path: &CStr, recursive: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_EMPTY_PATH, path.is_empty());
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    rustix::mount::open_tree(directory, path, flags).map_err(Errno::of)
+}
+
+/// Attaches a tree to `target`, which was opened before (`O_PATH`) and is a directory if the tree's top is one, else a file.
+///
+/// # Errors
+/// `ENOTDIR` when one is a directory and the other is not; `EINVAL` when `target` is not in the caller's mount namespace
+/// (detached trees only since Linux 6.15); `EPERM`. Linux 5.2; man page: move_mount(2).
+pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(tree, c"", target, c"", flags).map_err(Errno::of)
+}
+
+/// Stops propagation between the caller's mount namespace and others, in both directions, for all mounts.
+///
+/// The first thing to do in a new mount namespace: else what is mounted there may appear outside, and the other way.
+///
+/// # Errors
+/// `EINVAL` when the caller's root directory is no mount point (a chroot).
+pub fn make_private() -> Result<(), Errno> {
+    let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change(c"/", flags).map_err(Errno::of)
+}
+
+/// [Makes all mounts private](make_private) and attaches `tree` over the root directory. Paths still begin at the old root;
+/// the tree is reached by its descriptor, and more can be attached below it until [`pivot`].
+///
+/// # Errors
+/// As [`make_private`] and [`attach`].
+pub fn attach_root(tree: BorrowedFd<'_>) -> Result<(), Errno> {
+    make_private()?;
+    rustix::mount::move_mount(tree, c"", CWD, c"/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(Errno::of)
+}
+
+/// Makes an attached `tree` the root directory and the current directory, and detaches the old root with all below it:
+/// no path, `..` or mount leads back; descriptors opened before still do.
+///
+/// # Errors
+/// `EINVAL` when the tree is not attached, or the caller's root is no mount point (a chroot) or is the kernel's initial
+/// ramfs; `EPERM`. Man page: pivot_root(2).
+pub fn pivot(tree: BorrowedFd<'_>) -> Result<(), Errno> {
+    rustix::process::fchdir(tree).map_err(Errno::of)?;
+    // Both in the same place: the old root lies on top of the new one for a moment, so that no directory is needed for it.
+    rustix::process::pivot_root(c".", c".").map_err(Errno::of)?;
+    rustix::mount::unmount(c".", UnmountFlags::DETACH).map_err(Errno::of)?;
+    rustix::process::chdir(c"/").map_err(Errno::of)
+}
+
+/// [`attach_root`], then [`pivot`]: `tree` becomes the whole world of paths.
+///
+/// # Errors
+/// As those two.
+pub fn enter_root(tree: BorrowedFd<'_>) -> Result<(), Errno> {
+    attach_root(tree)?;
+    pivot(tree)
+}
