@@ -92,7 +92,7 @@ impl Error {
 }
 
 fn hint(op: &str, rule: Option<Rule>, error: &io::Error) -> Option<&'static str> {
-    let errno = Errno::from_io_error(error)?;
+    let errno = error.raw_os_error().filter(|number| (1..4096).contains(number)).map(Errno::from_raw_os_error)?;
     match (op, rule, errno) {
         ("setrlimit" | "prlimit", Some(Rule::RaiseHard), Errno::PERM) => Some(
             "raising a hard limit needs CAP_SYS_RESOURCE in the initial user namespace, which root of a container or \
@@ -144,6 +144,10 @@ mod tests {
             assert!(error.errno().is_some());
         }
         assert_eq!(syscall("prlimit", None, Errno::INVAL).hint(), None);
+        for number in [i32::MIN, -1, 0, 4096, i32::MAX] {
+            let error = io::Error::from_raw_os_error(number);
+            assert_eq!(Error::File { op: "read", path: "/x".into(), error }.hint(), None);
+        }
     }
 
     #[test]

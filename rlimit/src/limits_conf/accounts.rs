@@ -17,10 +17,10 @@ const MOST: u64 = 16 << 20;
 /// How long an answer of the name service counts at most: it may come from a directory on another host.
 const KEEP: Duration = Duration::from_secs(60);
 
-/// A group with a name.
+/// A group of a user.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Group {
-    /// Its name.
+    /// Its name; empty when a lookup of the name finds another group, so that it matches by number alone.
     pub name: String,
     /// Its number.
     pub gid: u32,
@@ -36,7 +36,7 @@ pub struct User {
     pub uid: u32,
     /// The primary gid: ranges of gids (`@min:max`) look at this one alone.
     pub gid: u32,
-    /// All groups that it belongs to and that have a name, the primary one included.
+    /// All groups that it belongs to and that exist in the database, the primary one included.
     pub groups: Vec<Group>,
 }
 
@@ -53,7 +53,7 @@ impl User {
     }
 
     pub(super) fn is_in(&self, name: &[u8]) -> bool {
-        self.groups.iter().any(|group| group.name.as_bytes() == name)
+        !name.is_empty() && self.groups.iter().any(|group| group.name.as_bytes() == name)
     }
 
     pub(super) fn is_in_gid(&self, gid: u32) -> bool {
@@ -113,7 +113,7 @@ impl Cache {
                 }
             };
             let Some(group) = found else { continue };
-            if user.is_in_gid(group.gid.as_raw()) || user.gid == group.gid.as_raw() || group.mem.contains(&user.name) {
+            if user.is_in_gid(group.gid.as_raw()) || group.mem.contains(&user.name) {
                 user.groups.push(Group { name: name.to_owned(), gid: group.gid.as_raw() });
             }
         }
@@ -167,16 +167,19 @@ fn in_system(name: &str) -> Result<Option<User>, Error> {
     }
     let Some(account) = account else { return Ok(None) };
     let mut user = User::new(account.name, account.uid.as_raw(), account.gid.as_raw());
-    // nix looks members up in a list of its own, so no name with a NUL can come here.
+    // A name that the database gave has no NUL.
     let Ok(login) = CString::new(user.name.as_bytes()) else { return Ok(None) };
     let mut gids =
         getgrouplist(&login, Gid::from_raw(user.gid)).map_err(|errno| lookup("groups of user", name, errno))?;
     gids.sort_unstable_by_key(|gid| gid.as_raw());
     gids.dedup();
     for gid in gids {
-        if let Some(group) = System::from_gid(gid).map_err(|errno| lookup("group", &gid.to_string(), errno))? {
-            user.groups.push(Group { name: group.name, gid: gid.as_raw() });
-        }
+        let Some(group) = System::from_gid(gid).map_err(|errno| lookup("group", &gid.to_string(), errno))? else {
+            continue;
+        };
+        let named = System::from_name(&group.name).map_err(|errno| lookup("group", &group.name, errno))?;
+        let name = if named.is_some_and(|named| named.gid == gid) { group.name } else { String::new() };
+        user.groups.push(Group { name, gid: gid.as_raw() });
     }
     Ok(Some(user))
 }
@@ -196,12 +199,12 @@ fn in_files(passwd: &[u8], group: &[u8], name: &str) -> Option<User> {
         entries().filter(|(_, members)| member(members, &user.name)).map(|(g, _)| g.gid).collect();
     gids.insert(user.gid);
     let mut seen = BTreeSet::new();
-    for (group, _) in entries() {
+    for (mut group, _) in entries() {
         // Of several lines with one name the first counts.
-        if gids.contains(&group.gid) && seen.insert(group.name.clone()) {
+        let first = seen.insert(group.name.clone());
+        if gids.contains(&group.gid) {
+            group.name = if first { group.name } else { String::new() };
             user.groups.push(group);
-        } else {
-            seen.insert(group.name);
         }
     }
     Some(user)
@@ -250,7 +253,7 @@ mod tests {
         let alice = in_files(passwd, group, "alice").unwrap();
         assert_eq!((alice.uid, alice.gid), (1000, 100));
         let names: Vec<_> = alice.groups.iter().map(|group| (group.name.as_str(), group.gid)).collect();
-        assert_eq!(names, [("users", 100), ("wheel", 10), ("alias", 10), ("late", 12)]);
+        assert_eq!(names, [("users", 100), ("wheel", 10), ("alias", 10), ("", 12), ("late", 12)]);
         assert_eq!(in_files(passwd, group, "1000").unwrap().uid, 5, "a name goes before a number");
         assert_eq!(in_files(passwd, group, "5").unwrap().name, "1000");
         for none in ["bob", "short", "+", "", "#c", "nobody"] {

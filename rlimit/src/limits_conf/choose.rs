@@ -344,11 +344,9 @@ impl State<'_> {
                 (false, Level::AllGroup) => self.login_group.clone().map_or(Count::Host, Count::Group),
                 (false, _) => Count::User,
             };
-            resolved.max_logins = self.logins.and_then(|(logins, level)| {
-                // Below zero there is no limit.
-                let most = u32::try_from(logins.value).ok()?;
-                let value = MaxLogins { most, counted: count(level) };
-                Some(Decided { value, by: logins.by, overridden: self.logins_lost })
+            resolved.max_logins = self.logins.map(|(logins, level)| {
+                let value = MaxLogins { most: u32::try_from(logins.value).ok(), counted: count(level) };
+                Decided { value, by: logins.by, overridden: self.logins_lost }
             });
             resolved.priority = self.priority;
             resolved.no_new_privs = self.no_new_privs;
@@ -462,23 +460,19 @@ fn last<T>(slot: &mut Option<Decided<T>>, line: &Line, value: T) {
     let mut overridden = Vec::new();
     if let Some(old) = slot.take() {
         overridden = old.overridden;
-        for lost in &mut overridden {
-            lost.why = OverriddenWhy::Last { by: line.clone() };
-        }
         let why = OverriddenWhy::Last { by: line.clone() };
         overridden.push(Overridden { line: old.by, half: Half::Both, why });
     }
     *slot = Some(Decided { value, by: line.clone(), overridden });
 }
 
-/// In the order of noting, which is that of the files; two halves lost for one reason are one loss.
+/// Two halves that a line lost for one reason, noted one after the other, are one loss.
 fn tidy(overridden: Vec<Overridden>) -> Vec<Overridden> {
     let mut tidy: Vec<Overridden> = Vec::new();
     for lost in overridden {
-        match tidy.iter_mut().find(|seen| seen.line == lost.line && seen.why == lost.why) {
-            Some(seen) if seen.half != lost.half => seen.half = Half::Both,
-            Some(_) => {}
-            None => tidy.push(lost),
+        match tidy.last_mut() {
+            Some(seen) if seen.line == lost.line && seen.why == lost.why => seen.half = Half::Both,
+            _ => tidy.push(lost),
         }
     }
     tidy

@@ -136,9 +136,9 @@ pub enum OverriddenWhy {
         /// Where that comes from.
         by: DecidedBy,
     },
-    /// The item has no levels: the last line that is about the user wins.
+    /// The item has no levels: a later line that is about the user wins.
     Last {
-        /// The last line.
+        /// The next such line; it may have lost itself to one still later.
         by: Line,
     },
     /// A line `NAME -` switches all limits off for the user.
@@ -265,19 +265,22 @@ pub struct Item {
     pub asked: Option<Limits>,
     /// Why the kernel refuses them.
     pub refused: Option<Refusal>,
-    /// The lines that lost, in the order of the files.
+    /// The lines that lost, in the order in which they did.
     pub overridden: Vec<Overridden>,
 }
 
 impl Item {
-    /// The name of a file of limits.d in which a line would win over the one that decides, when a line lost because
-    /// another of the same level came later. Editing the line that lost changes nothing.
+    fn decides(&self, line: &Line) -> bool {
+        [&self.soft, &self.hard].into_iter().any(|by| by.line() == Some(line))
+    }
+
+    /// The name of a file of limits.d in which a line would win over the one that decides, when one of another file lost
+    /// because that came later. Editing the line that lost changes nothing.
     ///
-    /// `91-nproc.conf` when `90-nproc.conf` decides; beside the deciding file, or in `/etc/security/limits.d` when that is
-    /// limits.conf.
+    /// `91-nproc.conf` when `90-nproc.conf` decides.
     pub fn winning_file(&self) -> Option<PathBuf> {
         let by = self.overridden.iter().rev().find_map(|lost| match &lost.why {
-            OverriddenWhy::Later { by, .. } if by.file != lost.line.file => Some(by),
+            OverriddenWhy::Later { by, .. } => Some(by).filter(|by| by.file != lost.line.file && self.decides(by)),
             _ => None,
         })?;
         let dir = by.file.parent()?;
@@ -286,10 +289,11 @@ impl Item {
         let (number, rest) = name.split_at(digits);
         let next =
             number.parse::<u64>().ok().map(|n| format!("{:0digits$}", n + 1)).filter(|next| next.len() == digits);
-        Some(match next {
-            Some(next) => dir.join(format!("{next}{rest}")),
-            None => dir.join(format!("zz-{name}")),
-        })
+        match next {
+            Some(next) => Some(dir.join(format!("{next}{rest}"))),
+            // `_` sorts after the dot.
+            None => Some(dir.join(format!("{}_last.conf", name.strip_suffix(".conf")?))),
+        }
     }
 }
 
@@ -309,8 +313,8 @@ pub struct Decided<T> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MaxLogins {
-    /// So many, this one included; 0 is none at all.
-    pub most: u32,
+    /// So many, this one included; 0 is none at all. `None` when the line lifts the limit (a value below 0).
+    pub most: Option<u32>,
     /// Which are counted.
     pub counted: Count,
 }
@@ -397,7 +401,7 @@ pub struct Resolved {
     pub priority: Option<Decided<i32>>,
     /// `nonewprivs`: whether the session gets no_new_privs.
     pub no_new_privs: Option<Decided<bool>>,
-    /// `chroot` (Debian): the directory, lower-cased as by the module.
+    /// `chroot` (Debian): the directory, lower-cased as by the module; entered only when nothing else denies the session.
     pub chroot: Option<Decided<PathBuf>>,
     /// The line that switches all limits off, when there is one: then nothing is set.
     pub no_limits: Option<Line>,
@@ -433,10 +437,9 @@ impl Resolved {
         if let Some(denial) = &self.denial {
             return Login::Denied(denial.clone());
         }
-        match &self.max_logins {
-            Some(logins) if !self.exempt_from_logins && sessions.saturating_add(1) > logins.value.most => {
-                Login::Denied(Denial::TooManyLogins { most: logins.value.most, by: logins.by.clone() })
-            }
+        let Some(logins) = self.max_logins.as_ref().filter(|_| !self.exempt_from_logins) else { return Login::Allowed };
+        match logins.value.most {
+            Some(most) if sessions >= most => Login::Denied(Denial::TooManyLogins { most, by: logins.by.clone() }),
             _ => Login::Allowed,
         }
     }
