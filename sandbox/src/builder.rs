@@ -1,0 +1,366 @@
+//! Every knob of a sandbox, documented. No system call is made here.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ns::Namespaces;
+use rlimit::{Limit, Limits, Resource};
+
+use crate::{Error, Feature, Mode, Sandbox};
+
+/// What a sandbox is to be. Made by [`Sandbox::builder`], checked and built by [`build`](Self::build).
+///
+/// Everything that is named here is *required*: a host that cannot enforce it makes `build` or the start fail, before
+/// anything runs. [`prefer`](Self::prefer) and [`off`](Self::off) change that for one feature. The defaults that nobody
+/// named are *preferred*; [`Sandbox::plan`] shows both.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    pub(crate) options: Options,
+}
+
+/// The plain data of a [`Builder`].
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) rootfs: Option<PathBuf>,
+    pub(crate) rootfs_writable: bool,
+    pub(crate) mounts: Vec<MountOption>,
+    pub(crate) proc: bool,
+    pub(crate) dev: bool,
+    pub(crate) hostname: OsString,
+    pub(crate) network: Network,
+    pub(crate) shared: Namespaces,
+    pub(crate) user: User,
+    pub(crate) group: User,
+    pub(crate) rlimits: BTreeMap<Resource, Limits>,
+    pub(crate) memory_max: Option<u64>,
+    pub(crate) memory_swap_max: Option<u64>,
+    pub(crate) pids_max: Option<u64>,
+    pub(crate) cpu_max: Option<(Duration, Duration)>,
+    pub(crate) cpu_weight: Option<u16>,
+    pub(crate) wall_time_max: Option<Duration>,
+    pub(crate) cpu_time_max: Option<Duration>,
+    pub(crate) output_max: Option<u64>,
+    pub(crate) env: BTreeMap<OsString, OsString>,
+    pub(crate) modes: Vec<(Feature, Mode)>,
+    pub(crate) named: Vec<Feature>,
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+/// Something to be seen at `target` inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MountOption {
+    pub(crate) target: PathBuf,
+    pub(crate) kind: MountKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum MountKind {
+    Bind { source: PathBuf, writable: bool },
+    Tmpfs { size: Option<u64> },
+}
+
+/// The network that a program sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Network {
+    /// Its own, with nothing but a loopback interface that is up.
+    #[default]
+    None,
+    /// The caller's. Abstract Unix sockets and services on the host's loopback are within reach.
+    Host,
+}
+
+/// A user or group, by name or by number.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum User {
+    /// The id inside the sandbox. It need not exist in any passwd(5) file.
+    Id(u32),
+    /// A name of the host's user or group database.
+    Name(String),
+}
+
+impl From<u32> for User {
+    fn from(id: u32) -> Self {
+        Self::Id(id)
+    }
+}
+
+impl From<&str> for User {
+    fn from(name: &str) -> Self {
+        Self::Name(name.to_owned())
+    }
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Builder {
+    /// The defaults: see each method.
+    pub fn new() -> Self {
+        let env = [("PATH", crate::DEFAULT_PATH), ("HOME", "/"), ("LANG", "C.UTF-8")];
+        Self {
+            options: Options {
+                rootfs: None,
+                rootfs_writable: false,
+                mounts: Vec::new(),
+                proc: true,
+                dev: true,
+                hostname: "sandbox".into(),
+                network: Network::None,
+                shared: Namespaces::empty(),
+                user: User::Id(0),
+                group: User::Id(0),
+                rlimits: BTreeMap::new(),
+                memory_max: None,
+                memory_swap_max: None,
+                pids_max: None,
+                cpu_max: None,
+                cpu_weight: None,
+                wall_time_max: None,
+                cpu_time_max: None,
+                output_max: None,
+                env: env.map(|(key, value)| (key.into(), value.into())).into(),
+                modes: Vec::new(),
+                named: Vec::new(),
+                state_dir: None,
+            },
+        }
+    }
+
+    fn name(&mut self, feature: Feature) -> &mut Self {
+        self.options.named.push(feature);
+        self
+    }
+
+    /// Makes `directory` the root directory inside, **read-only** (default: a small tmpfs with the host's `/usr`,
+    /// `/bin`, `/sbin`, `/lib*` and a few files of `/etc`, all read-only, and a private `/tmp` of 64 MiB).
+    ///
+    /// `/proc`, `/dev` and the targets of binds are mounted over it; a target that does not exist is made in
+    /// `directory`, as an empty directory or file. What lies in `directory` is not trusted: every target is resolved
+    /// inside it. Its set-user-ID bits and device files have no effect.
+    pub fn rootfs(&mut self, directory: impl Into<PathBuf>) -> &mut Self {
+        self.options.rootfs = Some(directory.into());
+        self.name(Feature::Rootfs)
+    }
+
+    /// Lets the program write to the directory given to [`rootfs`](Self::rootfs), as far as its host id may.
+    pub fn rootfs_writable(&mut self, writable: bool) -> &mut Self {
+        self.options.rootfs_writable = writable;
+        self
+    }
+
+    /// Shows `source` of the host at `target` inside, **writable** as far as the program's host id may write there.
+    ///
+    /// With all that is mounted below it (but not what is mounted later); set-user-ID bits and device files have no
+    /// effect. The source is resolved when the sandbox is built; a later exchange of it makes starts fail.
+    pub fn bind(&mut self, source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> &mut Self {
+        let kind = MountKind::Bind { source: source.into(), writable: true };
+        self.options.mounts.push(MountOption { target: target.into(), kind });
+        self
+    }
+
+    /// As [`bind`](Self::bind), but read-only, all mounts below the source included.
+    pub fn bind_read_only(&mut self, source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> &mut Self {
+        let kind = MountKind::Bind { source: source.into(), writable: false };
+        self.options.mounts.push(MountOption { target: target.into(), kind });
+        self
+    }
+
+    /// Mounts an empty file system in memory at `target`, at most `size` **bytes** of it (default: half of the
+    /// machine's memory; charged to the sandbox's memory limit). Fresh for each start. Everyone inside may write.
+    pub fn tmpfs(&mut self, target: impl Into<PathBuf>, size: Option<u64>) -> &mut Self {
+        self.options.mounts.push(MountOption { target: target.into(), kind: MountKind::Tmpfs { size } });
+        self
+    }
+
+    /// Mounts a new `/proc` (default: yes) in which processes of other users are hidden (`hidepid=2`).
+    pub fn proc(&mut self, mount: bool) -> &mut Self {
+        self.options.proc = mount;
+        self
+    }
+
+    /// Mounts a small `/dev` (default: yes): null, zero, full, random, urandom, tty, its own shm and pts.
+    pub fn dev(&mut self, mount: bool) -> &mut Self {
+        self.options.dev = mount;
+        self
+    }
+
+    /// The host name inside (default: `sandbox`), at most 64 bytes.
+    pub fn hostname(&mut self, name: impl Into<OsString>) -> &mut Self {
+        self.options.hostname = name.into();
+        self.name(Feature::UtsNamespace)
+    }
+
+    /// The network inside (default: [`Network::None`]).
+    pub fn network(&mut self, network: Network) -> &mut Self {
+        self.options.network = network;
+        if network == Network::None { self.name(Feature::NetworkNamespace) } else { self }
+    }
+
+    /// Shares namespaces of the caller with the sandbox: `IPC`, `UTS`, `CGROUP` or `NETWORK`.
+    ///
+    /// The user, PID and mount namespaces are what a sandbox is made of and cannot be shared.
+    pub fn share(&mut self, namespaces: Namespaces) -> &mut Self {
+        self.options.shared |= namespaces;
+        self
+    }
+
+    /// Takes back [`share`](Self::share): the sandbox gets its own, and that is required.
+    pub fn unshare(&mut self, namespaces: Namespaces) -> &mut Self {
+        self.options.shared -= namespaces;
+        for (flag, feature) in crate::plan::SHAREABLE {
+            if namespaces.contains(flag) {
+                self.name(feature);
+            }
+        }
+        self
+    }
+
+    /// The user inside that runs programs (default: 0, which is an ordinary host id outside).
+    ///
+    /// A number need not be in any passwd(5); a name is looked up in the **host's** user database when the sandbox is
+    /// built. The group becomes the user's group unless [`group`](Self::group) says otherwise.
+    pub fn user(&mut self, user: impl Into<User>) -> &mut Self {
+        self.options.user = user.into();
+        self
+    }
+
+    /// The group inside that programs run with (default: 0).
+    pub fn group(&mut self, group: impl Into<User>) -> &mut Self {
+        self.options.group = group.into();
+        self
+    }
+
+    /// Sets one resource limit of each program of the sandbox (defaults: `nofile` 1024, `core` 0, `memlock` 64 KiB; the
+    /// rest as the caller's own).
+    ///
+    /// Units and scope are those of [`Resource`]; most limit a single process. Programs entered later get the same.
+    pub fn rlimit(&mut self, resource: Resource, soft: Limit, hard: Limit) -> &mut Self {
+        self.options.rlimits.insert(resource, Limits { soft, hard });
+        self.name(Feature::Rlimit(resource))
+    }
+
+    /// Caps the memory of all processes together, in **bytes** (default: no cap).
+    ///
+    /// Page cache, tmpfs files and kernel memory of the sandbox count; memory of the caller does not. If the kernel
+    /// cannot reclaim below it, it kills a process: see [`End::Memory`](crate::End::Memory) and
+    /// [`Usage::oom_kills`](crate::Usage::oom_kills). Swap is capped at 0 with it, or at
+    /// [`memory_swap_max`](Self::memory_swap_max).
+    ///
+    /// Writes `memory.max` (v1: `memory.limit_in_bytes`), rounded down to a page. Kernel: cgroup v2 since 4.5
+    /// (cgroup-v2.rst, "Memory Interface Files").
+    pub fn memory_max(&mut self, bytes: u64) -> &mut Self {
+        self.options.memory_max = Some(bytes);
+        self.name(Feature::MemoryMax)
+    }
+
+    /// Caps the swap of all processes together, in **bytes** (default: 0 when [`memory_max`](Self::memory_max) is set,
+    /// else no cap). Writes `memory.swap.max` (v1: the difference of `memory.memsw.limit_in_bytes` and the memory cap).
+    pub fn memory_swap_max(&mut self, bytes: u64) -> &mut Self {
+        self.options.memory_swap_max = Some(bytes);
+        self.name(Feature::MemorySwapMax)
+    }
+
+    /// Caps processes **and threads** of the programs together (default: 256, preferred). 1 means no fork; 0 is
+    /// refused. Past it fork(2) and clone(2) fail with `EAGAIN`.
+    ///
+    /// Writes `pids.max`, one more for init. Kernel: 4.3 (cgroup-v2.rst, "PID").
+    pub fn pids_max(&mut self, processes: u64) -> &mut Self {
+        self.options.pids_max = Some(processes);
+        self.name(Feature::PidsMax)
+    }
+
+    /// Caps CPU time of all processes together to `quota` in each `period` (default: no cap); two whole CPUs are
+    /// `quota` = 2 × `period`. Past it they wait for the next period.
+    ///
+    /// Both in whole **microseconds**; `quota` at least 1 ms, `period` 1 ms to 1 s (the kernel's own bounds). Writes
+    /// `cpu.max` (v1: `cpu.cfs_quota_us`, `cpu.cfs_period_us`).
+    pub fn cpu_max(&mut self, quota: Duration, period: Duration) -> &mut Self {
+        self.options.cpu_max = Some((quota, period));
+        self.name(Feature::CpuMax)
+    }
+
+    /// Share of CPU time under contention, 1 to 10000 (default: the kernel's 100). Writes `cpu.weight` (v1:
+    /// `cpu.shares`, converted).
+    pub fn cpu_weight(&mut self, weight: u16) -> &mut Self {
+        self.options.cpu_weight = Some(weight);
+        self.name(Feature::CpuWeight)
+    }
+
+    /// Ends a program this long after its start (default: never), by `CLOCK_MONOTONIC`: see
+    /// [`End::WallTime`](crate::End::WallTime). With it ends everything that it started.
+    pub fn wall_time_max(&mut self, time: Duration) -> &mut Self {
+        self.options.wall_time_max = Some(time);
+        self.name(Feature::WallTimeMax)
+    }
+
+    /// Ends a program when all processes of its sandbox together have used this much CPU time (default: never), at most
+    /// 50 ms × CPUs late: see [`End::CpuTime`](crate::End::CpuTime). Counted by the cgroup, children included, waited
+    /// for or not.
+    pub fn cpu_time_max(&mut self, time: Duration) -> &mut Self {
+        self.options.cpu_time_max = Some(time);
+        self.name(Feature::CpuTimeMax)
+    }
+
+    /// Ends a program that writes more than this many **bytes** to standard output and standard error together
+    /// (default: never). At most so many are delivered: see [`End::Output`](crate::End::Output).
+    ///
+    /// Only what goes through our pipes can be counted: [`Stdio::inherit`](crate::Stdio::inherit) and descriptors of
+    /// the caller's are refused at the start.
+    pub fn output_max(&mut self, bytes: u64) -> &mut Self {
+        self.options.output_max = Some(bytes);
+        self.name(Feature::OutputMax)
+    }
+
+    /// Sets one variable of the programs' environment (default: `PATH`, `HOME=/` and `LANG=C.UTF-8`; nothing of the
+    /// caller's).
+    pub fn env(&mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> &mut Self {
+        self.options.env.insert(key.into(), value.into());
+        self
+    }
+
+    /// Empties the environment, the defaults included.
+    pub fn env_clear(&mut self) -> &mut Self {
+        self.options.env.clear();
+        self
+    }
+
+    /// Enforces `feature` only where the host can. [`Child::enforcement`](crate::Child::enforcement) tells.
+    pub fn prefer(&mut self, feature: Feature) -> &mut Self {
+        self.options.modes.push((feature, Mode::Prefer));
+        self
+    }
+
+    /// Does not touch `feature`. With every cgroup feature off, no cgroup file system is looked at.
+    pub fn off(&mut self, feature: Feature) -> &mut Self {
+        self.options.modes.push((feature, Mode::Off));
+        self
+    }
+
+    /// Where locks and records of running sandboxes lie (default: `/run/sandbox` of root, `$XDG_RUNTIME_DIR/sandbox` of
+    /// others). Sandboxes that must not share ids must share this directory.
+    pub fn state_dir(&mut self, directory: impl Into<PathBuf>) -> &mut Self {
+        self.options.state_dir = Some(directory.into());
+        self
+    }
+
+    /// The plan alone, without a look at the host.
+    pub(crate) fn build_plan(&self) -> Result<crate::Plan, Error> {
+        crate::Plan::new(&self.options)
+    }
+
+    /// Checks the plan, looks at the host, and prepares all that can be prepared once.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for contradictions, [`Error::Unsupported`] for a required feature that this host cannot
+    /// enforce, [`Error::Setup`] when a source of a bind or the root directory cannot be used.
+    pub fn build(&self) -> Result<Sandbox, Error> {
+        Sandbox::build(&self.options)
+    }
+}

@@ -1,0 +1,135 @@
+//! What this host can do, feature by feature, with the fix for what it cannot.
+
+use std::fmt;
+
+use crate::{Feature, Mode, Sandbox};
+
+/// How well a feature is supported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum State {
+    /// It works.
+    Available,
+    /// It works in a weaker form.
+    Degraded,
+    /// It does not work.
+    Missing,
+}
+
+impl State {
+    /// The name in JSON documents.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Available => "available",
+            Self::Degraded => "degraded",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// What was found out about one feature.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Finding {
+    /// Which.
+    pub feature: Feature,
+    /// How well it works.
+    pub state: State,
+    /// The mechanism, or what is wrong.
+    pub detail: String,
+    /// What would help; empty when nothing is wrong.
+    pub fix: String,
+}
+
+/// What a host supports.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Support {
+    /// Every feature, in the order of the list.
+    pub findings: Vec<Finding>,
+    /// Whether a sandbox with every default starts and runs a program, and if not, why.
+    pub runs: Result<(), String>,
+}
+
+impl fmt::Display for Support {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for finding in &self.findings {
+            writeln!(f, "{:<18} {:<10} {}", finding.feature, finding.state.name(), finding.detail)?;
+            if !finding.fix.is_empty() {
+                writeln!(f, "{:<30}fix: {}", "", finding.fix)?;
+            }
+        }
+        match &self.runs {
+            Ok(()) => writeln!(f, "a default sandbox runs here"),
+            Err(why) => writeln!(f, "a default sandbox does not run here: {why}"),
+        }
+    }
+}
+
+impl Sandbox {
+    /// Finds out what this host can do, by doing it: a sandbox with every limit preferred is built, and one with every
+    /// default runs `/bin/true`.
+    pub fn probe() -> Support {
+        use std::time::Duration;
+        let mut builder = Self::builder();
+        builder
+            .memory_max(64 << 20)
+            .pids_max(32)
+            .cpu_max(Duration::from_millis(50), Duration::from_millis(100))
+            .cpu_weight(100)
+            .cpu_time_max(Duration::from_secs(10))
+            .wall_time_max(Duration::from_secs(10))
+            .output_max(1 << 20);
+        for feature in Feature::all() {
+            // The foundations and what comes later cannot be preferred, which is not this probe's business.
+            if builder.clone().prefer(feature).build_plan().is_ok() {
+                builder.prefer(feature);
+            }
+        }
+        let probed = builder.build();
+        let findings = Feature::all()
+            .map(|feature| match &probed {
+                Ok(sandbox) => finding(sandbox, feature),
+                Err(error) => Finding {
+                    feature,
+                    state: State::Missing,
+                    detail: error.to_string(),
+                    fix: error.hint().unwrap_or_default(),
+                },
+            })
+            .collect();
+        let runs = Self::builder()
+            .build()
+            .and_then(|sandbox| {
+                sandbox.command("/bin/true").stdout(crate::Stdio::null()).stderr(crate::Stdio::null()).status()
+            })
+            .map_err(|error| error.to_string())
+            .and_then(
+                |outcome| if outcome.success() { Ok(()) } else { Err(format!("/bin/true ended {}", outcome.end)) },
+            );
+        Support { findings, runs }
+    }
+}
+
+fn finding(sandbox: &Sandbox, feature: Feature) -> Finding {
+    let found = sandbox.plan().feature(feature);
+    let words = |text: &Option<std::borrow::Cow<'static, str>>| text.as_deref().unwrap_or_default().to_owned();
+    match found {
+        Some(entry) if entry.enforced.is_some() && entry.why_not.is_some() => {
+            let detail = format!("{}: {}", words(&entry.by), words(&entry.why_not));
+            Finding { feature, state: State::Degraded, detail, fix: words(&entry.fix) }
+        }
+        Some(entry) if entry.enforced.is_some() => {
+            Finding { feature, state: State::Available, detail: words(&entry.by), fix: String::new() }
+        }
+        Some(entry) if entry.mode != Mode::Off => {
+            Finding { feature, state: State::Missing, detail: words(&entry.why_not), fix: words(&entry.fix) }
+        }
+        _ => Finding {
+            feature,
+            state: State::Missing,
+            detail: "this version does not use it yet".to_owned(),
+            fix: "wait for a later version".to_owned(),
+        },
+    }
+}

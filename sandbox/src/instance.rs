@@ -1,0 +1,294 @@
+//! An instance: fresh namespaces, ids, cgroup and limits, with init waiting in them.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use cgroup::Cgroup;
+use ns::{Born, PidFd};
+use userns::Lease;
+
+use crate::init::{Handle, Waited, protocol};
+use crate::keeper::{self, Grave};
+use crate::outcome::{End, Usage};
+use crate::resources::Counters;
+use crate::{Command, Enforcement, Error, Sandbox};
+
+/// How long init may take to get ready, on the slowest of machines.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A running sandbox: programs are started in it one after another or side by side.
+///
+/// All of them have the same limits, ids, cgroup and hardening, the first and those that come later, because all are
+/// children of the same init. Dropping the instance ends everything in it.
+pub struct Instance {
+    running: Arc<Running>,
+}
+
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Instance").field("init", &self.running.init_pid).finish_non_exhaustive()
+    }
+}
+
+impl Instance {
+    pub(crate) fn new(running: Arc<Running>) -> Self {
+        Self { running }
+    }
+
+    /// A command that runs in this instance; background children that it leaves live on until the instance ends.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        Command::in_instance(&self.running, program.as_ref())
+    }
+
+    /// The processes in it, as numbered on the host, init left out. Old by the time you read it.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without a cgroup.
+    pub fn pids(&self) -> Result<Vec<u32>, Error> {
+        let mut pids = self.running.cgroup("pids")?.pids()?;
+        pids.retain(|pid| *pid != self.running.init_pid);
+        Ok(pids)
+    }
+
+    /// What everything in it has used until now. `wall` is the time since its start.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without a cgroup.
+    pub fn usage(&self) -> Result<Usage, Error> {
+        let counters = Counters::read(self.running.cgroup("usage")?)?;
+        let mut usage = self.running.usage_of(&counters);
+        usage.wall = self.running.since.elapsed();
+        Ok(usage)
+    }
+
+    /// Stops every process in it where it is, init included, until [`thaw`](Self::thaw).
+    ///
+    /// # Errors
+    /// [`Error::Cgroup`] when not all had stopped within five seconds; [`Error::Unsupported`] without a cgroup.
+    pub fn freeze(&self) -> Result<(), Error> {
+        Ok(self.running.cgroup("freeze")?.freeze(Duration::from_secs(5))?)
+    }
+
+    /// Lets the processes go on.
+    ///
+    /// # Errors
+    /// As [`freeze`](Self::freeze).
+    pub fn thaw(&self) -> Result<(), Error> {
+        Ok(self.running.cgroup("thaw")?.thaw()?)
+    }
+
+    /// Kills everything in it and waits, at most `timeout`, until it is gone.
+    ///
+    /// # Errors
+    /// [`Error::Namespace`] when the kernel refuses. That processes do not die is told by the result.
+    pub fn kill(self, timeout: Duration) -> Result<Killed, Error> {
+        self.running.kill_all(End::Killed, timeout)
+    }
+
+    /// What is enforced, read back from the kernel.
+    #[must_use = "it tells what holds"]
+    pub fn enforcement(&self) -> &[Enforcement] {
+        &self.running.enforcement
+    }
+}
+
+/// What killing came to.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Killed {
+    /// Processes that died, as numbered on the host. Empty without a cgroup, which would tell.
+    pub died: Vec<u32>,
+    /// Those that died out of a killable wait (state `D`).
+    pub killable_wait: Vec<Stuck>,
+    /// Those that are still there.
+    pub stuck: Vec<Stuck>,
+}
+
+/// A process in a wait.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Stuck {
+    /// Its number on the host.
+    pub pid: u32,
+    /// The kernel's state letter.
+    pub state: char,
+    /// Where in the kernel it waits, if that is told.
+    pub location: Option<String>,
+    /// Why SIGKILL does not end it.
+    pub reason: String,
+}
+
+impl From<cgroup::Stuck> for Stuck {
+    fn from(stuck: cgroup::Stuck) -> Self {
+        let reason = stuck.reason.to_string();
+        Self { pid: stuck.pid, state: stuck.state, location: stuck.location, reason }
+    }
+}
+
+/// What an instance holds. When the last handle goes, it goes.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) handle: Handle,
+    pub(crate) init: Arc<PidFd>,
+    pub(crate) init_pid: u32,
+    cgroup: Option<Cgroup>,
+    lease: Option<Lease>,
+    pub(crate) enforcement: Arc<[Enforcement]>,
+    pub(crate) since: Instant,
+    serial: AtomicU32,
+    /// Why it was killed; [`NO_CAUSE`] while it was not.
+    cause: AtomicU8,
+}
+
+const NO_CAUSE: u8 = u8::MAX;
+/// The causes for which we kill.
+const CAUSES: [End; 4] = [End::Killed, End::WallTime, End::CpuTime, End::Output];
+
+impl Running {
+    pub(crate) fn new(
+        sandbox: Sandbox,
+        handle: Handle,
+        born: Born,
+        cgroup: Option<Cgroup>,
+        lease: Option<Lease>,
+        enforcement: Arc<[Enforcement]>,
+    ) -> Self {
+        Self {
+            sandbox,
+            handle,
+            init_pid: born.pid.get(),
+            init: Arc::new(born.pidfd),
+            cgroup,
+            lease,
+            enforcement,
+            since: Instant::now(),
+            serial: AtomicU32::new(1),
+            cause: AtomicU8::new(NO_CAUSE),
+        }
+    }
+
+    /// Waits for init's word that it is hardened.
+    pub(crate) fn wait_ready(&self) -> Result<(), Error> {
+        match self.handle.wait(0, Some(Instant::now() + READY_TIMEOUT))? {
+            Waited::Answer(answer) if answer.reply.kind == protocol::READY => Ok(()),
+            Waited::Answer(answer) => Err(broken(&answer.reply)),
+            Waited::TimedOut | Waited::Ended => Err(Error::Ended { during: "it was being started" }),
+        }
+    }
+
+    pub(crate) fn next_serial(&self) -> u32 {
+        self.serial.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn has_cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.as_ref()
+    }
+
+    pub(crate) fn cgroup(&self, what: &'static str) -> Result<&Cgroup, Error> {
+        let why = "the sandbox has no cgroup";
+        self.cgroup.as_ref().ok_or_else(|| Error::unsupported(what, why, "do not turn every cgroup feature off"))
+    }
+
+    /// Counters in the form of the report; wall and CPU time of one program come from elsewhere.
+    pub(crate) fn usage_of(&self, counters: &Counters) -> Usage {
+        let usage = &counters.usage;
+        let cpu = usage.cpu.unwrap_or_default();
+        let (user, system) = split_cpu(cpu.total, cpu.user, cpu.system);
+        Usage {
+            cpu_user: user,
+            cpu_system: system,
+            memory_peak: usage.memory_peak,
+            pids_peak: counters.pids_peak(),
+            oom_kills: usage.oom_kills,
+            io: None,
+            of_instance: true,
+            ..Usage::default()
+        }
+    }
+
+    /// Ends every process, for `cause` unless it is being ended for another already. Does not wait.
+    pub(crate) fn kill(&self, cause: End) -> Result<(), Error> {
+        let number = CAUSES.iter().position(|known| *known == cause).and_then(|at| u8::try_from(at).ok()).unwrap_or(0);
+        let _ = self.cause.compare_exchange(NO_CAUSE, number, Ordering::AcqRel, Ordering::Acquire);
+        // The end of init is the end of the namespace: the kernel kills all that is in it.
+        Ok(self.init.kill()?)
+    }
+
+    /// The same, and waits.
+    pub(crate) fn kill_all(&self, cause: End, timeout: Duration) -> Result<Killed, Error> {
+        let deadline = Instant::now() + timeout;
+        let before = self.cgroup.as_ref().and_then(|cgroup| cgroup.pids().ok()).unwrap_or_default();
+        self.kill(cause)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if self.init.wait(Some(left))? {
+            let died = before.into_iter().filter(|pid| *pid != self.init_pid).collect();
+            return Ok(Killed { died, ..Killed::default() });
+        }
+        match &self.cgroup {
+            None => {
+                let reason = "killed, and not gone yet".to_owned();
+                let stuck = vec![Stuck { pid: self.init_pid, state: '?', location: None, reason }];
+                Ok(Killed { stuck, ..Killed::default() })
+            }
+            Some(cgroup) => {
+                let killed = cgroup.kill(Duration::ZERO)?;
+                Ok(Killed {
+                    died: killed.died,
+                    killable_wait: killed.killable_wait.into_iter().map(Stuck::from).collect(),
+                    stuck: killed.stuck.into_iter().map(Stuck::from).collect(),
+                })
+            }
+        }
+    }
+
+    /// Why we killed it, if we did.
+    pub(crate) fn cause(&self) -> Option<End> {
+        CAUSES.get(usize::from(self.cause.load(Ordering::Acquire))).copied()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // In a fork of the host program these are copies; the originals are not its to end.
+        if std::process::id() != self.sandbox.inner.pid {
+            return;
+        }
+        keeper::bury(Grave {
+            init: Arc::clone(&self.init),
+            cgroup: self.cgroup.take(),
+            lease: self.lease.take(),
+            burials: Arc::clone(&self.sandbox.inner.burials),
+        });
+    }
+}
+
+/// What init says before it ends.
+pub(crate) fn broken(reply: &protocol::Reply) -> Error {
+    Error::setup(protocol::step::words(reply.step), std::io::Error::from_raw_os_error(reply.errno))
+}
+
+/// The cgroup's total is exact, its split may be sampled or missing: the parts are made to add up to the total.
+fn split_cpu(total: Duration, user: Option<Duration>, system: Option<Duration>) -> (Duration, Duration) {
+    match (user, system) {
+        (Some(user), _) if user <= total => (user, total - user),
+        (None, Some(system)) if system <= total => (total - system, system),
+        _ => (total, Duration::ZERO),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_add_up() {
+        let ms = Duration::from_millis;
+        assert_eq!(split_cpu(ms(10), Some(ms(4)), Some(ms(5))), (ms(4), ms(6)));
+        assert_eq!(split_cpu(ms(10), None, Some(ms(5))), (ms(5), ms(5)));
+        assert_eq!(split_cpu(ms(10), Some(ms(20)), None), (ms(10), ms(0)));
+        assert_eq!(split_cpu(ms(10), None, None), (ms(10), ms(0)));
+    }
+}

@@ -1,0 +1,296 @@
+//! What must happen although nobody waits: deadlines, output caps, burials.
+//!
+//! One thread for each process, made at the first need. It sleeps in poll(2) on all that it looks after.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread::ThreadId;
+use std::time::{Duration, Instant};
+
+use cgroup::Cgroup;
+use ns::PidFd;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use userns::Lease;
+
+use crate::child::{Child, Watch};
+use crate::outcome::Leftover;
+use crate::relay::Relay;
+use crate::{Error, relay};
+
+/// How long a burial is retried before it is reported; it goes on after that.
+const PATIENCE: Duration = Duration::from_secs(5);
+const RETRY_FIRST: Duration = Duration::from_millis(1);
+const RETRY_LAST: Duration = Duration::from_secs(1);
+
+/// The burials of one sandbox, for those who wait for the last.
+#[derive(Debug, Default)]
+pub(crate) struct Burials {
+    state: Mutex<BurialState>,
+    done: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct BurialState {
+    pending: usize,
+    leftovers: Vec<Leftover>,
+}
+
+impl Burials {
+    fn lock(&self) -> MutexGuard<'_, BurialState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self) {
+        self.lock().pending += 1;
+    }
+
+    fn end(&self) {
+        let mut state = self.lock();
+        state.pending = state.pending.saturating_sub(1);
+        drop(state);
+        self.done.notify_all();
+    }
+
+    /// Waits, at most `timeout`, until nothing is left to be buried; what could not be.
+    pub(crate) fn wait(&self, timeout: Duration) -> Vec<Leftover> {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.lock();
+        while state.pending > 0 {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                let why = format!("still being taken down after {timeout:?}");
+                let mut leftovers = state.leftovers.clone();
+                leftovers.push(Leftover { what: format!("{} instances", state.pending), why });
+                return leftovers;
+            };
+            state = self.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        std::mem::take(&mut state.leftovers)
+    }
+}
+
+/// What is left of an instance that has ended or is to end.
+#[derive(Debug)]
+pub(crate) struct Grave {
+    pub(crate) init: Arc<PidFd>,
+    pub(crate) cgroup: Option<Cgroup>,
+    pub(crate) lease: Option<Lease>,
+    pub(crate) burials: Arc<Burials>,
+}
+
+/// A grave that is being dug.
+#[derive(Debug)]
+struct Burial {
+    grave: Grave,
+    since: Instant,
+    next: Instant,
+    pause: Duration,
+    reported: bool,
+}
+
+impl Burial {
+    fn new(grave: Grave) -> Self {
+        let now = Instant::now();
+        Self { grave, since: now, next: now, pause: RETRY_FIRST, reported: false }
+    }
+
+    /// One attempt; true when nothing is left.
+    fn dig(&mut self) -> bool {
+        match self.try_dig() {
+            Ok(()) => {
+                if let Some(lease) = self.grave.lease.take() {
+                    if let Err(error) = lease.release() {
+                        self.report("an id lease", error.to_string());
+                    }
+                }
+                self.grave.burials.end();
+                return true;
+            }
+            Err(why) if self.since.elapsed() > PATIENCE && !self.reported => {
+                self.reported = true;
+                self.report("a cgroup or its processes", why);
+            }
+            Err(_) => {}
+        }
+        self.next = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(RETRY_LAST);
+        false
+    }
+
+    fn try_dig(&mut self) -> Result<(), String> {
+        let init = &self.grave.init;
+        init.kill().map_err(|error| error.to_string())?;
+        if !init.is_dead().map_err(|error| error.to_string())? {
+            return Err("its processes have been killed and are still there".to_owned());
+        }
+        init.reap().map_err(|error| error.to_string())?;
+        if let Some(cgroup) = &self.grave.cgroup {
+            cgroup.remove(Duration::ZERO).map_err(|error| error.to_string())?;
+            self.grave.cgroup = None;
+        }
+        Ok(())
+    }
+
+    fn report(&self, what: &str, why: String) {
+        self.grave.burials.lock().leftovers.push(Leftover { what: what.to_owned(), why });
+    }
+}
+
+/// What the thread looks after.
+#[derive(Debug, Default)]
+struct Work {
+    watched: Vec<Weak<Watch>>,
+    burials: Vec<Burial>,
+    relays: Vec<Relay>,
+    detached: Vec<Child>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    new: Work,
+    /// When the thread will look again by itself; `None`: not before it is told.
+    wakes_at: Option<Instant>,
+    asleep: bool,
+}
+
+#[derive(Debug)]
+struct Keeper {
+    shared: Mutex<Shared>,
+    bell: OwnedFd,
+    thread: OnceLock<ThreadId>,
+    /// A forked copy of this process has no such thread.
+    pid: u32,
+}
+
+static KEEPER: Mutex<Option<Arc<Keeper>>> = Mutex::new(None);
+
+/// The keeper of this process, made on first use.
+fn keeper() -> Result<Arc<Keeper>, Error> {
+    let mut slot = KEEPER.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(keeper) = slot.as_ref().filter(|keeper| keeper.pid == std::process::id()) {
+        return Ok(Arc::clone(keeper));
+    }
+    let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        .map_err(|error| Error::setup("make the keeper's bell", error))?;
+    let shared = Mutex::new(Shared::default());
+    let keeper = Arc::new(Keeper { shared, bell, thread: OnceLock::new(), pid: std::process::id() });
+    let for_thread = Arc::clone(&keeper);
+    std::thread::Builder::new()
+        .name("sandbox-keeper".to_owned())
+        .spawn(move || for_thread.run())
+        .map_err(|error| Error::setup("start the keeper thread", error))?;
+    *slot = Some(Arc::clone(&keeper));
+    Ok(keeper)
+}
+
+/// Makes sure that there is a keeper, so that nothing that ends later can fail for want of one.
+pub(crate) fn prepare() -> Result<(), Error> {
+    keeper().map(drop)
+}
+
+/// Whether the calling thread is the keeper, which must not wait for itself.
+pub(crate) fn is_current_thread() -> bool {
+    let slot = KEEPER.lock().unwrap_or_else(PoisonError::into_inner);
+    slot.as_ref().is_some_and(|keeper| keeper.thread.get() == Some(&std::thread::current().id()))
+}
+
+/// Takes care of a deadline even if nobody waits.
+pub(crate) fn watch(watch: &Arc<Watch>) -> Result<(), Error> {
+    let at = watch.next_check();
+    keeper()?.add(at, |work| work.watched.push(Arc::downgrade(watch)));
+    Ok(())
+}
+
+/// Carries output from a program to its reader.
+pub(crate) fn relay(relay: Relay) -> Result<(), Error> {
+    keeper()?.add(Some(Instant::now()), |work| work.relays.push(relay));
+    Ok(())
+}
+
+/// Lets a program live without its handle.
+pub(crate) fn adopt(child: Child) -> Result<(), Error> {
+    keeper()?.add(Some(Instant::now()), |work| work.detached.push(child));
+    Ok(())
+}
+
+/// Takes an instance down.
+pub(crate) fn bury(grave: Grave) {
+    grave.burials.begin();
+    let mut burial = Burial::new(grave);
+    // The thread was made when the sandbox was built; without one (after a fork of the host) do it here and now.
+    match keeper() {
+        Ok(keeper) => keeper.add(Some(burial.next), |work| work.burials.push(burial)),
+        Err(_) => {
+            while !burial.dig() && !burial.reported {
+                let _ = burial.grave.init.wait(Some(burial.pause));
+            }
+        }
+    }
+}
+
+impl Keeper {
+    /// Hands work over; rings only if the thread would otherwise look too late.
+    fn add(&self, wanted_at: Option<Instant>, add: impl FnOnce(&mut Work)) {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        add(&mut shared.new);
+        let in_time = matches!((shared.wakes_at, wanted_at), (Some(wakes), Some(wanted)) if wakes <= wanted);
+        if shared.asleep && !in_time && wanted_at.is_some() {
+            shared.asleep = false; // one ring is enough
+            drop(shared);
+            let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        }
+    }
+
+    fn run(&self) {
+        let _ = self.thread.set(std::thread::current().id());
+        let mut work = Work::default();
+        loop {
+            work.burials.retain_mut(|burial| burial.next > Instant::now() || !burial.dig());
+            work.relays.retain_mut(|relay| relay.advance() == relay::Progress::Open);
+            work.detached.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+            work.watched.retain(|watch| watch.upgrade().is_some_and(|watch| watch.check()));
+            let wakes_at = work.next();
+            {
+                let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+                let new = std::mem::take(&mut shared.new);
+                if work.take(new) {
+                    continue;
+                }
+                shared.wakes_at = wakes_at;
+                shared.asleep = true;
+            }
+            self.sleep(&work, wakes_at);
+            let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.asleep = false;
+        }
+    }
+
+    fn sleep(&self, work: &Work, wakes_at: Option<Instant>) {
+        let mut fds = vec![PollFd::from_borrowed_fd(self.bell.as_fd(), PollFlags::IN)];
+        fds.extend(work.burials.iter().map(|one| PollFd::from_borrowed_fd(one.grave.init.as_fd(), PollFlags::IN)));
+        fds.extend(work.relays.iter().map(Relay::interest));
+        fds.extend(work.detached.iter().map(|child| PollFd::from_borrowed_fd(child.socket(), PollFlags::IN)));
+        let timeout = wakes_at.and_then(|at| Timespec::try_from(at.saturating_duration_since(Instant::now())).ok());
+        let _ = poll(&mut fds, timeout.as_ref());
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.bell, &mut count);
+    }
+}
+
+impl Work {
+    fn next(&self) -> Option<Instant> {
+        let burials = self.burials.iter().map(|burial| burial.next);
+        let watched = self.watched.iter().filter_map(Weak::upgrade).filter_map(|watch| watch.next_check());
+        burials.chain(watched).min()
+    }
+
+    /// Takes new work in; whether there was any.
+    fn take(&mut self, mut new: Self) -> bool {
+        let any =
+            !(new.burials.is_empty() && new.relays.is_empty() && new.detached.is_empty() && new.watched.is_empty());
+        self.burials.append(&mut new.burials);
+        self.relays.append(&mut new.relays);
+        self.detached.append(&mut new.detached);
+        self.watched.append(&mut new.watched);
+        any
+    }
+}

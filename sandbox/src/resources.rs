@@ -1,0 +1,253 @@
+//! The cgroup side of a sandbox: where its groups go, which limits they get, and what their counters say.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cgroup::{Cgroup, Controller, Controllers, CpuMax, Knob, Layout, Limit, Limits, Needs, Parent, Value};
+use rlimit::{Limit as Bound, Limits as Bounds, Resource};
+
+use crate::plan::{Plan, nanoseconds};
+use crate::{Enforcement, Error, Feature, Mode};
+
+/// Features that live in a cgroup, the controller and the knob of each.
+const FEATURES: [(Feature, Option<Controller>, Option<Knob>); 6] = [
+    (Feature::MemoryMax, Some(Controller::Memory), Some(Knob::MemoryMax)),
+    (Feature::MemorySwapMax, Some(Controller::Memory), Some(Knob::MemorySwapMax)),
+    (Feature::PidsMax, Some(Controller::Pids), Some(Knob::PidsMax)),
+    (Feature::CpuMax, Some(Controller::Cpu), Some(Knob::CpuMax)),
+    (Feature::CpuWeight, Some(Controller::Cpu), Some(Knob::CpuWeight)),
+    (Feature::CpuTimeMax, None, None),
+];
+/// What init adds to the processes of the programs.
+const INIT_PROCESSES: u64 = 1;
+const FIX: &str =
+    "run as root, delegate a cgroup subtree to the caller (systemd: Delegate=yes), or `prefer` the feature";
+
+/// Where the groups of a sandbox go, and what is written into them.
+#[derive(Debug)]
+pub(crate) struct Resources {
+    parent: Parent,
+    limits: Limits,
+    /// What a group on trial read back; each start must read back the same, or says otherwise.
+    on_trial: cgroup::Applied,
+}
+
+/// The group of one instance. Removed again unless the start succeeds.
+#[derive(Debug)]
+pub(crate) struct Group {
+    cgroup: Option<Cgroup>,
+    /// What this group read back, if it is not what the one on trial did.
+    pub(crate) differs: Option<cgroup::Applied>,
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(cgroup) = self.cgroup.take() {
+            // Nothing but a child that failed to become init was ever in it, and that is reaped.
+            let _ = cgroup.remove(Duration::from_secs(1));
+        }
+    }
+}
+
+impl Group {
+    pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.as_ref()
+    }
+
+    pub(crate) fn into_cgroup(mut self) -> Option<Cgroup> {
+        self.cgroup.take()
+    }
+}
+
+impl Resources {
+    /// Finds a place for groups and tries the limits on one. `None` when no cgroup feature is wanted, or when those that
+    /// are only preferred cannot be had.
+    pub(crate) fn new(plan: &mut Plan, name: &str) -> Result<Option<Self>, Error> {
+        let (mut required, mut preferred, mut first_required) = (Controllers::NONE, Controllers::NONE, None);
+        let mut wanted = false;
+        for (feature, controller, _) in FEATURES {
+            let mode = plan.mode(feature);
+            let controllers = if mode == Mode::Require { &mut required } else { &mut preferred };
+            if mode != Mode::Off {
+                wanted = true;
+                *controllers = controller.map_or(*controllers, |controller| controllers.with(controller));
+            }
+            if mode == Mode::Require {
+                first_required.get_or_insert(feature);
+            }
+        }
+        if !wanted {
+            return Ok(None);
+        }
+        let needs = Needs::new(required).prefer(preferred);
+        let group = Layout::detect().and_then(|layout| layout.parent(&needs)).and_then(|parent| {
+            let group = parent.create(name)?;
+            Ok((parent, group))
+        });
+        let (parent, cgroup) = match (group, first_required) {
+            (Ok(found), _) => found,
+            (Err(error), Some(feature)) => return Err(unsupported(feature, &error)),
+            (Err(error), None) => {
+                without_groups(plan, &error.to_string())?;
+                return Ok(None);
+            }
+        };
+        let group = Group { cgroup: Some(cgroup), differs: None };
+        let (limits, on_trial) = try_limits(plan, &group)?;
+        Ok(Some(Self { parent, limits, on_trial }))
+    }
+
+    /// A group for one more instance, limited and read back.
+    pub(crate) fn group(&self, name: &str) -> Result<Group, Error> {
+        let mut group = Group { cgroup: Some(self.parent.create(name)?), differs: None };
+        if let Some(cgroup) = group.cgroup() {
+            let applied = cgroup.set(&self.limits)?;
+            group.differs = (applied != self.on_trial).then_some(applied);
+        }
+        Ok(group)
+    }
+}
+
+fn unsupported(feature: Feature, error: &cgroup::Error) -> Error {
+    let fix = error.hint().map_or_else(|| FIX.to_owned(), |hint| format!("{hint}; or `prefer` the feature"));
+    Error::unsupported(feature, error.to_string(), fix)
+}
+
+/// No group can be made, and nobody insisted: what remains of each feature.
+fn without_groups(plan: &mut Plan, why: &str) -> Result<(), Error> {
+    for (feature, ..) in FEATURES {
+        let mode = plan.mode(feature);
+        if mode != Mode::Off {
+            let entry = Enforcement::wanted(feature, mode, plan.requested(feature)).not(why.to_owned(), FIX);
+            let entry = weaker(plan, entry).check()?;
+            plan.set(entry);
+        }
+    }
+    Ok(())
+}
+
+/// CPU time without a cgroup: each process by itself, by its resource limit.
+fn weaker(plan: &mut Plan, entry: Enforcement) -> Enforcement {
+    let Some(time) = plan.cpu_time_max.filter(|_| entry.feature == Feature::CpuTimeMax) else { return entry };
+    let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+    plan.rlimits
+        .entry(Resource::Cpu)
+        .or_insert(Bounds { soft: Bound::Value(seconds), hard: Bound::Value(seconds + 1) });
+    plan.cpu_time_max = None;
+    let entry = entry.by(nanoseconds(Duration::from_secs(seconds)), "RLIMIT_CPU");
+    Enforcement { why_not: Some("weaker: it bounds each process by itself, in whole seconds".into()), ..entry }
+}
+
+/// Sets each wanted limit on a group, so that what this host refuses is known before anything starts.
+fn try_limits(plan: &mut Plan, group: &Group) -> Result<(Limits, cgroup::Applied), Error> {
+    let Some(cgroup) = group.cgroup() else { return Ok(Default::default()) };
+    let mut limits = Limits::default();
+    for (feature, controller, _) in FEATURES {
+        let (mode, requested) = (plan.mode(feature), plan.requested(feature));
+        let Some(value) = requested.filter(|_| mode != Mode::Off) else { continue };
+        let entry = Enforcement::wanted(feature, mode, requested);
+        let refused = if feature == Feature::CpuTimeMax {
+            match cgroup.usage()?.cpu {
+                Some(_) => {
+                    let by = if cgroup.unified().is_some() { "cgroup v2 cpu.stat" } else { "cgroup v1 cpuacct.usage" };
+                    plan.set(entry.by(value, by));
+                    continue;
+                }
+                None => "no cgroup here counts CPU time".to_owned(),
+            }
+        } else if controller.is_some_and(|controller| cgroup.version_of(controller).is_none()) {
+            "the controller is not available here".to_owned()
+        } else {
+            let mut more = limits.clone();
+            put(&mut more, plan, feature, value);
+            match cgroup.set(&more) {
+                Ok(_) => {
+                    limits = more;
+                    continue;
+                }
+                Err(error) => error.to_string(),
+            }
+        };
+        let entry = weaker(plan, entry.not(refused, FIX)).check()?;
+        plan.set(entry);
+    }
+    let applied = cgroup.set(&limits)?;
+    for entry in entries(plan, &applied) {
+        plan.set(entry);
+    }
+    Ok((limits, applied))
+}
+
+fn put(limits: &mut Limits, plan: &Plan, feature: Feature, value: u64) {
+    match feature {
+        Feature::MemoryMax => limits.memory_max = Some(Limit::Value(value)),
+        Feature::MemorySwapMax => limits.memory_swap_max = Some(Limit::Value(value)),
+        Feature::PidsMax => limits.pids_max = Some(Limit::Value(value + INIT_PROCESSES)),
+        Feature::CpuMax => {
+            if let Some((quota, period)) = plan.cpu_max {
+                let quota = u64::try_from(quota.as_micros()).unwrap_or(u64::MAX);
+                limits.cpu_max = Some(CpuMax::new(Limit::Value(quota)).with_period(period));
+            }
+        }
+        Feature::CpuWeight => limits.cpu_weight = u32::try_from(value).ok(),
+        _ => {}
+    }
+}
+
+/// What a group read back, as entries of the report.
+pub(crate) fn entries<'a>(plan: &'a Plan, applied: &'a cgroup::Applied) -> impl Iterator<Item = Enforcement> + use<> {
+    let found: Vec<_> = FEATURES
+        .iter()
+        .filter_map(|(feature, _, knob)| {
+            let setting = applied.get((*knob)?)?;
+            let enforced = match &setting.enforced {
+                Value::Limit(limit) => limit.value()?,
+                Value::CpuMax(CpuMax { quota, .. }) => quota.value()?.saturating_mul(1000),
+                Value::Weight(weight) => u64::from(*weight),
+                _ => return None,
+            };
+            let enforced =
+                if *feature == Feature::PidsMax { enforced.saturating_sub(INIT_PROCESSES) } else { enforced };
+            let entry = Enforcement::wanted(*feature, plan.mode(*feature), plan.requested(*feature));
+            Some(entry.by(enforced, setting.by))
+        })
+        .collect();
+    found.into_iter()
+}
+
+/// What a group's counters say at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) usage: cgroup::Usage,
+}
+
+impl Counters {
+    pub(crate) fn read(cgroup: &Cgroup) -> Result<Self, Error> {
+        Ok(Self { usage: cgroup.usage()? })
+    }
+
+    /// Processes and threads at one time, without init.
+    pub(crate) fn pids_peak(&self) -> Option<u64> {
+        self.usage.pids_peak.map(|peak| peak.saturating_sub(INIT_PROCESSES))
+    }
+
+    pub(crate) fn oom_kills(&self) -> u64 {
+        self.usage.oom_kills.unwrap_or(0)
+    }
+
+    pub(crate) fn refused_forks(&self) -> u64 {
+        self.usage.pids_max_events.unwrap_or(0)
+    }
+}
+
+/// Shared report, with the entries that differ put in.
+pub(crate) fn with_entries(report: &[Enforcement], changed: impl Iterator<Item = Enforcement>) -> Arc<[Enforcement]> {
+    let mut report = report.to_vec();
+    for entry in changed {
+        match report.iter_mut().find(|old| old.feature == entry.feature) {
+            Some(old) => *old = entry,
+            None => report.push(entry),
+        }
+    }
+    report.into()
+}

@@ -1,0 +1,315 @@
+//! What a program sees of the file system, as steps.
+//!
+//! Three lists come out of a plan: `base` makes the root with all that every start shares, `private` adds what each start
+//! has for itself (`/proc`, memory file systems and what lies below them), and `copies` takes the trees of private binds
+//! while the host's mounts are still in sight.
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use ns::mount::Attributes;
+
+use crate::Error;
+use crate::builder::{MountKind, MountOption};
+use crate::plan::Plan;
+use crate::step::{BINDS_MAX, Bind, NewFilesystem, PLAIN, Source, Step};
+
+/// The host's program directories, shown where no root directory is named.
+const HOST_DIRECTORIES: [&str; 7] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
+/// What programs need of `/etc` to find users, hosts, libraries and certificates. Never `shadow`.
+const HOST_ETC: [&str; 11] = [
+    "passwd",
+    "group",
+    "nsswitch.conf",
+    "hosts",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "ld.so.preload",
+    "alternatives",
+    "localtime",
+    "ssl",
+];
+/// Device files that can harm nobody.
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+const DEVICE_LINKS: [(&str, &str); 5] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+    ("pts/ptmx", "/dev/ptmx"),
+];
+const TMP_SIZE: u64 = 64 << 20;
+const READ_ONLY: Attributes = PLAIN.union(Attributes::READ_ONLY);
+
+/// The steps that make the file system of one sandbox.
+#[derive(Debug, Default)]
+pub(crate) struct Rootfs {
+    pub(crate) base: Vec<Step>,
+    pub(crate) copies: Vec<Step>,
+    pub(crate) private: Vec<Step>,
+    pub(crate) binds: Vec<Bind>,
+    private_targets: Vec<PathBuf>,
+    /// What a root directory of the caller's is restricted by.
+    restrict: Option<Step>,
+    /// Mount points that must be there before the root becomes read-only.
+    points: Vec<Step>,
+}
+
+impl Rootfs {
+    /// Looks at the host's files and lays the steps out.
+    pub(crate) fn new(plan: &Plan, submounts: &[PathBuf]) -> Result<Self, Error> {
+        let mut this = Self::default();
+        let mut attached = Vec::new();
+        match &plan.rootfs {
+            None => this.host_root(submounts, &mut attached)?,
+            Some(directory) => this.directory_root(plan, directory, submounts)?,
+        }
+        if plan.dev {
+            this.devices(submounts, &mut attached)?;
+        }
+        if plan.proc {
+            this.mount_private("/proc", NewFilesystem::Proc)?;
+        }
+        // Nested targets come after what they lie in.
+        let mut mounts: Vec<&MountOption> = plan.mounts.iter().collect();
+        mounts.sort_by_key(|mount| mount.target.components().count());
+        for mount in mounts {
+            this.add(mount, submounts, &mut attached)?;
+        }
+        if this.binds.len() > BINDS_MAX {
+            return Err(Error::invalid("bind", format!("more than {BINDS_MAX} binds, the default ones included")));
+        }
+        this.base.append(&mut this.points);
+        match this.restrict.take() {
+            Some(restrict) => this.base.extend([Step::CopyRoot, Step::AttachRoot, restrict]),
+            None => this.base.push(Step::AttachRoot),
+        }
+        this.base.append(&mut attached);
+        if plan.rootfs.is_none() {
+            this.base.push(Step::MakeReadOnly(c"/".into()));
+        }
+        Ok(this)
+    }
+
+    fn host_root(&mut self, submounts: &[PathBuf], attached: &mut Vec<Step>) -> Result<(), Error> {
+        self.base.push(Step::TmpfsRoot);
+        for directory in HOST_DIRECTORIES {
+            self.show(Path::new(directory), submounts, attached)?;
+        }
+        self.point(Path::new("/etc"), true)?;
+        for name in HOST_ETC {
+            self.show(&Path::new("/etc").join(name), submounts, attached)?;
+        }
+        self.tmpfs_private("/tmp", Some(TMP_SIZE), PLAIN)
+    }
+
+    /// Shows a file, directory or symbolic link of the host in its place, if the host has it.
+    fn show(&mut self, path: &Path, submounts: &[PathBuf], attached: &mut Vec<Step>) -> Result<(), Error> {
+        match path.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::setup_at("look at", path, error)),
+            Ok(metadata) if metadata.is_symlink() => {
+                let target = path.read_link().map_err(|error| Error::setup_at("read the link", path, error))?;
+                self.points.push(Step::MakeLink { target: c_string(&target)?, path: c_string(path)? });
+                Ok(())
+            }
+            Ok(_) => self.bind(path, path, READ_ONLY, submounts, attached),
+        }
+    }
+
+    fn directory_root(&mut self, plan: &Plan, directory: &Path, submounts: &[PathBuf]) -> Result<(), Error> {
+        let (source, is_directory) = source(directory, submounts)?;
+        if !is_directory {
+            let error = io::Error::from_raw_os_error(libc::ENOTDIR);
+            return Err(Error::setup_at("use as root directory", directory, error));
+        }
+        let attributes = if plan.rootfs_writable { PLAIN } else { READ_ONLY };
+        self.restrict = Some(Step::RestrictRoot { attributes, submounts: source.submounts.clone() });
+        self.base.push(Step::DirectoryRoot(source));
+        // A read-only root without a place to write to would stop most programs.
+        let has_tmp = directory.join("tmp").symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+        let taken = plan.mounts.iter().any(|mount| mount.target == Path::new("/tmp"));
+        if has_tmp && !plan.rootfs_writable && !taken {
+            self.tmpfs_private("/tmp", Some(TMP_SIZE), PLAIN)?;
+        }
+        Ok(())
+    }
+
+    fn devices(&mut self, submounts: &[PathBuf], attached: &mut Vec<Step>) -> Result<(), Error> {
+        self.point(Path::new("/dev"), true)?;
+        let attributes = Attributes::NO_SUID | Attributes::NO_EXEC;
+        let filesystem = NewFilesystem::Tmpfs { size: Some(64 << 10), mode: 0o755, attributes };
+        attached.push(Step::Mount { filesystem, path: c"/dev".into() });
+        for name in DEVICES {
+            let path = Path::new("/dev").join(name);
+            self.bind(&path, &path, attributes | Attributes::READ_ONLY, submounts, attached)?;
+        }
+        for (target, path) in DEVICE_LINKS {
+            attached.push(Step::MakeLink { target: text(target)?, path: text(path)? });
+        }
+        for directory in [c"/dev/pts", c"/dev/shm"] {
+            attached.push(Step::MakeDirectory { path: directory.into(), mode: 0o755 });
+        }
+        attached.push(Step::MakeReadOnly(c"/dev".into()));
+        self.private_targets.push("/dev/shm".into());
+        self.private.push(Step::Mount { filesystem: NewFilesystem::Devpts, path: c"/dev/pts".into() });
+        let attributes = PLAIN | Attributes::NO_EXEC;
+        let filesystem = NewFilesystem::Tmpfs { size: Some(TMP_SIZE), mode: 0o1777, attributes };
+        self.private.push(Step::Mount { filesystem, path: c"/dev/shm".into() });
+        Ok(())
+    }
+
+    fn add(&mut self, mount: &MountOption, submounts: &[PathBuf], attached: &mut Vec<Step>) -> Result<(), Error> {
+        match &mount.kind {
+            MountKind::Tmpfs { size } => {
+                let target = mount.target.to_str().ok_or_else(|| Error::invalid("tmpfs", "the path is not UTF-8"))?;
+                self.private
+                    .retain(|step| !matches!(step, Step::Mount { path, .. } if path.to_bytes() == target.as_bytes()));
+                self.tmpfs_private(target, *size, PLAIN)
+            }
+            MountKind::Bind { source, writable } => {
+                let attributes = if *writable { PLAIN } else { READ_ONLY };
+                self.bind(source, &mount.target, attributes, submounts, attached)
+            }
+        }
+    }
+
+    fn bind(
+        &mut self,
+        from: &Path,
+        target: &Path,
+        attributes: Attributes,
+        submounts: &[PathBuf],
+        attached: &mut Vec<Step>,
+    ) -> Result<(), Error> {
+        let (source, directory) = source(from, submounts)?;
+        let number = self.binds.len();
+        self.binds.push(Bind { source, target: c_string(target)?, directory, attributes });
+        if self.is_private(target) {
+            self.copies.push(Step::CopyBind(number));
+            self.private.push(Step::AttachBind(number));
+        } else {
+            let nested = self.binds.iter().rev().skip(1).any(|bind| is_below(target, &bind.target));
+            if !nested && !target.starts_with("/dev") {
+                self.point(target, directory)?;
+            }
+            attached.push(Step::CopyBind(number));
+            attached.push(Step::AttachBind(number));
+        }
+        Ok(())
+    }
+
+    fn tmpfs_private(&mut self, target: &str, size: Option<u64>, attributes: Attributes) -> Result<(), Error> {
+        self.mount_private(target, NewFilesystem::Tmpfs { size, mode: 0o1777, attributes })
+    }
+
+    fn mount_private(&mut self, target: &str, filesystem: NewFilesystem) -> Result<(), Error> {
+        let path = Path::new(target);
+        if !self.is_private(path) && !self.binds.iter().any(|bind| is_below(path, &bind.target)) {
+            self.point(path, true)?;
+        }
+        self.private_targets.push(path.to_owned());
+        self.private.push(Step::Mount { filesystem, path: text(target)? });
+        Ok(())
+    }
+
+    fn is_private(&self, target: &Path) -> bool {
+        self.private_targets.iter().any(|private| target.starts_with(private))
+    }
+
+    fn point(&mut self, path: &Path, directory: bool) -> Result<(), Error> {
+        let step = match directory {
+            true => Step::MakeDirectory { path: c_string(path)?, mode: 0o755 },
+            false => Step::MakeFile(c_string(path)?),
+        };
+        self.points.push(step);
+        Ok(())
+    }
+}
+
+fn is_below(path: &Path, above: &CString) -> bool {
+    path.starts_with(Path::new(std::ffi::OsStr::from_bytes(above.to_bytes())))
+}
+
+/// What a bind shows, and whether it is a directory.
+fn source(path: &Path, submounts: &[PathBuf]) -> Result<(Source, bool), Error> {
+    let real = path.canonicalize().map_err(|error| Error::setup_at("bind", path, error))?;
+    let metadata = real.metadata().map_err(|error| Error::setup_at("bind", path, error))?;
+    let below = submounts
+        .iter()
+        .filter_map(|mount| mount.strip_prefix(&real).ok())
+        .filter(|below| !below.as_os_str().is_empty())
+        .map(c_string)
+        .collect::<Result<_, _>>()?;
+    let (device, inode) = (metadata.dev(), metadata.ino());
+    Ok((Source { path: c_string(&real)?, device, inode, submounts: below }, metadata.is_dir()))
+}
+
+/// Whether an id that has no more rights than everybody may write there.
+pub(crate) fn is_writable_for_all(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o002 != 0)
+}
+
+pub(crate) fn c_string(path: impl AsRef<Path>) -> Result<CString, Error> {
+    let path = path.as_ref();
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::invalid("path", "it holds a NUL byte"))
+}
+
+fn text(text: &str) -> Result<CString, Error> {
+    c_string(Path::new(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Builder;
+
+    fn rootfs(change: impl FnOnce(&mut Builder)) -> Rootfs {
+        let mut builder = Builder::new();
+        change(&mut builder);
+        Rootfs::new(&Plan::new(&builder.options).unwrap(), &[]).unwrap()
+    }
+
+    fn position(steps: &[Step], wanted: impl Fn(&Step) -> bool) -> usize {
+        steps.iter().position(wanted).unwrap()
+    }
+
+    #[test]
+    fn the_root_is_sealed_last() {
+        let rootfs = rootfs(|_| {});
+        assert!(matches!(rootfs.base.first(), Some(Step::TmpfsRoot)));
+        assert!(matches!(rootfs.base.last(), Some(Step::MakeReadOnly(path)) if path.as_c_str() == c"/"));
+        let attach = position(&rootfs.base, |step| matches!(step, Step::AttachRoot));
+        assert!(rootfs.base[..attach].iter().all(|step| !matches!(step, Step::AttachBind(_))));
+    }
+
+    #[test]
+    fn binds_below_a_private_mount_are_private() {
+        let rootfs = rootfs(|b| {
+            b.bind("/usr", "/tmp/deep/usr").bind_read_only("/usr", "/data");
+        });
+        let private = rootfs.binds.iter().position(|bind| bind.target.as_c_str() == c"/tmp/deep/usr").unwrap();
+        let shared = rootfs.binds.iter().position(|bind| bind.target.as_c_str() == c"/data").unwrap();
+        assert!(matches!(rootfs.copies[..], [Step::CopyBind(number)] if number == private));
+        let tmp =
+            position(&rootfs.private, |step| matches!(step, Step::Mount { path, .. } if path.as_c_str() == c"/tmp"));
+        let bind = position(&rootfs.private, |step| matches!(step, Step::AttachBind(number) if *number == private));
+        assert!(tmp < bind);
+        position(&rootfs.base, |step| matches!(step, Step::AttachBind(number) if *number == shared));
+        assert!(rootfs.binds[shared].attributes.contains(Attributes::READ_ONLY));
+        assert!(!rootfs.binds[private].attributes.contains(Attributes::READ_ONLY));
+    }
+
+    #[test]
+    fn a_missing_source_is_named() {
+        let mut builder = Builder::new();
+        builder.bind("/no/such/place", "/x");
+        let error = Rootfs::new(&Plan::new(&builder.options).unwrap(), &[]).unwrap_err();
+        assert_eq!(error.errno(), Some(libc::ENOENT));
+        assert!(error.to_string().contains("/no/such/place"), "{error}");
+    }
+}

@@ -1,0 +1,370 @@
+//! [`Sandbox`]: what is paid once, and the start of its instances.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ns::Namespaces;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use crate::builder::{MountKind, Options};
+use crate::harden::seccomp;
+use crate::host::{self, Privilege};
+use crate::identity::Identity;
+use crate::init::{Handle, protocol};
+use crate::instance::{Instance, Running};
+use crate::keeper::{self, Burials};
+use crate::outcome::Leftover;
+use crate::plan::Plan;
+use crate::resources::{self, Group, Resources};
+use crate::rootfs::{self, Rootfs};
+use crate::spawn::{self, Refused, Start};
+use crate::step::{Bind, Context, Raise, Step};
+use crate::{Builder, Command, Enforcement, Error, Feature, Mode};
+
+/// How long dropping the last handle waits for what is being taken down.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A sandbox, built: start programs in it as often as you like, from as many threads as you like.
+///
+/// Every [`command`](Self::command) runs in a **fresh** instance, with ids, namespaces and counters of its own; two
+/// programs of one `Sandbox` share nothing that they could write to. Clones are handles of the same sandbox.
+///
+/// Dropping the last handle waits, at most five seconds, until all that was made is taken away;
+/// [`close`](Self::close) tells what could not be.
+#[derive(Clone)]
+pub struct Sandbox {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// What all handles share.
+pub(crate) struct Inner {
+    pub(crate) plan: Plan,
+    pub(crate) identity: Identity,
+    pub(crate) resources: Option<Resources>,
+    /// From clone to init.
+    steps: Vec<Step>,
+    binds: Vec<Bind>,
+    template: Option<OwnedFd>,
+    namespaces: Namespaces,
+    /// The message that init hardens itself by.
+    config: Vec<u8>,
+    init: OwnedFd,
+    pub(crate) null: OwnedFd,
+    own_pidfd: OwnedFd,
+    pub(crate) rlimits: Vec<protocol::Rlimit>,
+    pub(crate) burials: Arc<Burials>,
+    /// The process that built it; a fork of that one must not use it.
+    pub(crate) pid: u32,
+    /// How the names of its instances begin.
+    name: String,
+    /// What every start enforces, unless it says otherwise.
+    report: Arc<[Enforcement]>,
+}
+
+/// Tells the instances of this process apart.
+fn next_instance() -> u64 {
+    static INSTANCES: AtomicU64 = AtomicU64::new(0);
+    INSTANCES.fetch_add(1, Ordering::Relaxed)
+}
+
+impl fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sandbox").field("plan", &self.inner.plan).finish_non_exhaustive()
+    }
+}
+
+impl Sandbox {
+    /// A description to fill in.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+
+    pub(crate) fn build(options: &Options) -> Result<Self, Error> {
+        let mut plan = Plan::new(options)?;
+        let privilege = Privilege::of_caller()?;
+        let identity = Identity::new(&mut plan, privilege)?;
+        let Rootfs { base, copies, private, binds, .. } = Rootfs::new(&plan, &host::mount_points()?)?;
+        warn_of_binds(&mut plan);
+        let pid = std::process::id();
+        let name = format!("{}{}-{pid}-", crate::CGROUP_PREFIX, boot_id()?);
+        let resources = Resources::new(&mut plan, &format!("{name}{}", next_instance()))?;
+        let (rlimits, raises) = rlimits(&mut plan)?;
+        note_mechanisms(&mut plan, &identity);
+        let mut steps = vec![];
+        if resources.is_some() {
+            steps.push(Step::JoinCgroups);
+        }
+        if plan.namespaces.contains(Namespaces::CGROUP) {
+            steps.push(Step::UnshareCgroup { required: plan.mode(Feature::CgroupNamespace) == Mode::Require });
+        }
+        if plan.mode(Feature::SessionKeyring) != Mode::Off {
+            steps.push(Step::NewKeyring { required: plan.mode(Feature::SessionKeyring) == Mode::Require });
+        }
+        if plan.namespaces.contains(Namespaces::UTS) {
+            steps.push(Step::Hostname(rootfs::c_string(&plan.hostname)?));
+        }
+        if plan.namespaces.contains(Namespaces::NETWORK) {
+            steps.push(Step::LoopbackUp);
+        }
+        // Namespaces that the child takes by itself, or that come with the template.
+        let mut namespaces = plan.namespaces - (Namespaces::USER | Namespaces::CGROUP);
+        let template = match privilege {
+            Privilege::Root => {
+                let mut made = base;
+                made.extend([Step::SendMountNamespace, Step::Pivot]);
+                let template = spawn::mount_namespace(&made, &binds)?;
+                steps.extend(copies);
+                steps.push(Step::EnterTemplate);
+                steps.extend(private);
+                namespaces -= Namespaces::MOUNT;
+                steps.push(Step::RaiseLimits(raises));
+                steps.push(Step::EnterUserNamespace);
+                Some(template)
+            }
+            Privilege::User => {
+                steps.extend(base);
+                steps.extend(copies);
+                steps.extend(private);
+                steps.push(Step::Pivot);
+                steps.push(Step::RaiseLimits(raises));
+                None
+            }
+        };
+        steps.push(Step::KeepCapabilities);
+        steps.push(Step::ExecuteInit);
+        keeper::prepare()?;
+        let config = init_config(&plan, &identity)?;
+        let report = plan.features.as_slice().into();
+        Ok(Self {
+            inner: Arc::new(Inner {
+                plan,
+                identity,
+                resources,
+                steps,
+                binds,
+                template,
+                namespaces,
+                config,
+                init: host::init_memfd()?,
+                null: host::null()?,
+                own_pidfd: host::own_pidfd()?,
+                rlimits,
+                burials: Arc::new(Burials::default()),
+                pid,
+                name,
+                report,
+            }),
+        })
+    }
+
+    /// A command that runs in a fresh instance of its own, which ends with it.
+    ///
+    /// `program` is looked for inside: a bare name in the `PATH` of the sandbox's environment, a path from its root.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        Command::in_sandbox(self, program.as_ref())
+    }
+
+    /// Starts an instance in which programs run one after another or side by side, until it is stopped or dropped.
+    ///
+    /// # Errors
+    /// [`Error::Setup`] names the step, the path and the errno; nothing is left behind then.
+    pub fn start(&self) -> Result<Instance, Error> {
+        Ok(Instance::new(self.start_running(true)?))
+    }
+
+    /// What was asked for, and by which mechanisms it will be enforced.
+    pub fn plan(&self) -> &Plan {
+        &self.inner.plan
+    }
+
+    /// Waits, at most five seconds, until everything that ended instances held is taken away. What could not be: cgroups
+    /// with processes that do not die, leases that could not be released.
+    ///
+    /// Instances and children that are still held by somebody go on.
+    #[must_use = "it tells what is left behind"]
+    pub fn close(self) -> Vec<Leftover> {
+        self.inner.burials.wait(CLOSE_TIMEOUT)
+    }
+
+    /// Starts an instance: ids, cgroup, limits read back, then the process.
+    pub(crate) fn start_running(&self, wait_ready: bool) -> Result<Arc<Running>, Error> {
+        let inner = &self.inner;
+        if std::process::id() != inner.pid {
+            return Err(Error::invalid("sandbox", "a forked process must build its own"));
+        }
+        let name = format!("{}{}", inner.name, next_instance());
+        let ids = inner.identity.take(&name)?;
+        let group = inner.resources.as_ref().map(|resources| resources.group(&name)).transpose()?;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(|error| Error::setup("make a socket", error))?;
+        crate::init::send(ours.as_fd(), &inner.config, &[])
+            .map_err(|error| Error::setup("send init its configuration", error))?;
+        let cgroup = group.as_ref().and_then(Group::cgroup);
+        let join: Vec<_> = cgroup.map(|cgroup| cgroup.join_fds().collect()).unwrap_or_default();
+        let mut context = Context::new(&inner.binds);
+        context.join = &join;
+        context.template = inner.template.as_ref().map(AsFd::as_fd);
+        context.user_namespace = Some(ids.namespace.as_fd());
+        context.init = Some(crate::sys::InitFds {
+            program: inner.init.as_fd(),
+            null: inner.null.as_fd(),
+            socket: theirs.as_fd(),
+            host: inner.own_pidfd.as_fd(),
+            lease: ids.lease.as_ref().map(userns::Lease::lock_fd),
+        });
+        let within = inner.template.is_none().then(|| ids.namespace.as_fd());
+        let started = spawn::start(Start {
+            namespaces: inner.namespaces,
+            steps: &inner.steps,
+            binds: &inner.binds,
+            context,
+            into_cgroup: cgroup.and_then(cgroup::Cgroup::unified),
+            within,
+        });
+        drop(join);
+        let (born, refused) = started?;
+        let report = inner.report(group.as_ref().and_then(|group| group.differs.as_ref()), &refused);
+        let cgroup = group.and_then(Group::into_cgroup);
+        let running = Running::new(self.clone(), Handle::new(ours), born, cgroup, ids.lease, report);
+        let running = Arc::new(running);
+        if wait_ready {
+            running.wait_ready()?;
+        }
+        Ok(running)
+    }
+}
+
+impl Inner {
+    /// The report of one start: the plan's, unless something came out differently.
+    fn report(&self, differs: Option<&cgroup::Applied>, refused: &Refused) -> Arc<[Enforcement]> {
+        let refused =
+            [(Feature::SessionKeyring, refused.keyring), (Feature::CgroupNamespace, refused.cgroup_namespace)]
+                .into_iter()
+                .filter_map(|(feature, errno)| {
+                    let entry = Enforcement::wanted(feature, self.plan.mode(feature), None);
+                    Some(entry.not(errno?.to_string(), "see the error number; `off` silences this"))
+                });
+        let limits = differs.into_iter().flat_map(|applied| resources::entries(&self.plan, applied));
+        let mut changed = limits.chain(refused).peekable();
+        if changed.peek().is_none() {
+            return Arc::clone(&self.report);
+        }
+        resources::with_entries(&self.report, changed)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if std::process::id() == self.pid && !keeper::is_current_thread() {
+            drop(self.burials.wait(CLOSE_TIMEOUT));
+        }
+    }
+}
+
+/// Resource limits as init sets them, and hard limits that must be raised before.
+fn rlimits(plan: &mut Plan) -> Result<(Vec<protocol::Rlimit>, Vec<Raise>), Error> {
+    let (mut set, mut raises, mut entries) = (Vec::new(), Vec::new(), Vec::new());
+    for (&resource, limits) in &plan.rlimits {
+        let feature = Feature::Rlimit(resource);
+        let mode = plan.mode(feature);
+        let own = rlimit::get(resource).hard.to_raw();
+        let (mut soft, mut hard) = (limits.soft.to_raw(), limits.hard.to_raw());
+        let mut entry = Enforcement::wanted(feature, mode, limits.soft.value());
+        if hard > own {
+            let may_raise = rustix::thread::capabilities(None)
+                .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_RESOURCE));
+            if may_raise {
+                raises.push(Raise { resource: resource.number(), hard });
+            } else {
+                let why = format!("the caller's own hard limit is {own}");
+                entry = entry.not(why, "raise the caller's hard limit, or give it CAP_SYS_RESOURCE");
+                if mode == Mode::Require {
+                    entry.check()?;
+                    continue;
+                }
+                (soft, hard) = (soft.min(own), own);
+            }
+        }
+        set.push(protocol::Rlimit { resource: resource.number(), reserved: 0, soft, hard });
+        entries.push(entry.by(soft, "setrlimit(2), inherited"));
+    }
+    entries.into_iter().for_each(|entry| plan.set(entry));
+    Ok((set, raises))
+}
+
+/// What init and the steps enforce, by mechanism.
+fn note_mechanisms(plan: &mut Plan, identity: &Identity) {
+    let rootfs = if plan.rootfs.is_some() { "the given directory" } else { "a tmpfs with the host's programs" };
+    for (feature, by) in [
+        (Feature::UserNamespace, identity.describe()),
+        (Feature::PidNamespace, "clone3(2), init is PID 1"),
+        (Feature::MountNamespace, "a copy of the prepared mount namespace"),
+        (Feature::NetworkNamespace, "loopback only"),
+        (Feature::IpcNamespace, "clone3(2)"),
+        (Feature::UtsNamespace, "clone3(2)"),
+        (Feature::CgroupNamespace, "unshare(2)"),
+        (Feature::Rootfs, rootfs),
+        (Feature::NoNewPrivs, "prctl(2), set once by init"),
+        (Feature::Capabilities, "all sets and the bounding set are empty"),
+        (Feature::Seccomp, "a deny-list, installed once by init"),
+        (Feature::SessionKeyring, "keyctl(2)"),
+        (Feature::WallTimeMax, "CLOCK_MONOTONIC and pidfd_send_signal(2)"),
+        (Feature::OutputMax, "a pipe in between"),
+    ] {
+        let mode = plan.mode(feature);
+        if mode != Mode::Off {
+            let requested = plan.requested(feature);
+            plan.set(Enforcement::wanted(feature, mode, requested).by(requested.unwrap_or(1), by));
+        }
+    }
+}
+
+fn warn_of_binds(plan: &mut Plan) {
+    for mount in &plan.mounts {
+        if let MountKind::Bind { source, writable: true } = &mount.kind {
+            if !rootfs::is_writable_for_all(source) {
+                let source = source.display();
+                plan.warnings.push(format!("{source} is bound writable, but its mode lets only its owner write"));
+            }
+        }
+    }
+}
+
+/// The message by which init hardens itself.
+fn init_config(plan: &Plan, identity: &Identity) -> Result<Vec<u8>, Error> {
+    let wanted = |feature, flag| if plan.mode(feature) == Mode::Off { 0 } else { flag };
+    let filter = match plan.mode(Feature::Seccomp) {
+        Mode::Off => None,
+        _ => {
+            let options = seccomp::Options { single_id: identity.is_single(), ..Default::default() };
+            let compiled = seccomp::deny_list(options);
+            Some(compiled.map_err(|error| Error::invalid("seccomp", error.to_string()))?)
+        }
+    };
+    let (uid, gid) = identity.init_ids().unwrap_or_default();
+    let config = protocol::Config {
+        version: protocol::VERSION,
+        flags: wanted(Feature::NoNewPrivs, protocol::NO_NEW_PRIVS)
+            | wanted(Feature::Capabilities, protocol::DROP_CAPABILITIES)
+            | if identity.is_single() { 0 } else { protocol::SET_GROUPS | protocol::TAKE_IDS },
+        uid,
+        gid,
+        capabilities: 0,
+        filter_length: filter.as_ref().map_or(0, |filter| u32::from(filter.len())),
+        reserved: 0,
+    };
+    let mut message = crate::sys::bytes_of_config(&config).to_vec();
+    message.extend_from_slice(filter.as_ref().map_or(&[], |filter| filter.as_bytes()));
+    Ok(message)
+}
+
+/// The first part of the boot id: cgroups of an earlier boot cannot be mistaken for ours.
+fn boot_id() -> Result<String, Error> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let id = std::fs::read_to_string(path).map_err(|error| Error::setup_at("read", path, error))?;
+    Ok(id.chars().take(8).collect())
+}

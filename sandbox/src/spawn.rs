@@ -1,0 +1,201 @@
+//! How an instance is born: prepare, clone, the child's half, init.
+//!
+//! The parent prepares every string and descriptor; one vfork-like clone3(2) makes the process in its namespaces; the
+//! child runs the sandbox's [`Step`]s and executes init. Nothing is ever forked, so that a program with gigabytes of
+//! memory starts a sandbox as fast as a small one.
+//!
+//! # Safety
+//! The child shares our memory and runs while the calling thread sleeps. It touches its [`Birth`] alone and makes system
+//! calls; see [`ns::Clone`] for what it must not do.
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::ffi::c_void;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr;
+
+use ns::{Born, Errno, Namespaces, Stack};
+use userns::{IdMap, Setgroups};
+
+use crate::Error;
+use crate::step::{Bind, Context, Step};
+
+/// Enough for the steps, and for the second child of an ordinary user.
+const STACK_SIZE: usize = 64 << 10;
+
+thread_local! {
+    static STACKS: RefCell<Vec<Stack>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends a stack of this thread.
+fn with_stack<T>(work: impl FnOnce(&mut Stack) -> Result<T, Error>) -> Result<T, Error> {
+    let kept = STACKS.with(|stacks| stacks.borrow_mut().pop());
+    let mut stack = match kept {
+        Some(stack) => stack,
+        None => Stack::new(STACK_SIZE)?,
+    };
+    let result = work(&mut stack);
+    STACKS.with(|stacks| stacks.borrow_mut().push(stack));
+    result
+}
+
+/// What the child works through, and where it says how far it came.
+struct Birth<'a> {
+    steps: &'a [Step],
+    context: Context<'a>,
+    /// The step that is being run.
+    progress: usize,
+    failure: Option<Errno>,
+}
+
+impl Birth<'_> {
+    /// The error in words, if a step failed.
+    fn check(&self, binds: &[Bind]) -> Result<(), Error> {
+        let Some(errno) = self.failure else { return Ok(()) };
+        let (words, path) = self.steps.get(self.progress).map_or(("run a step", None), |step| step.describe(binds));
+        Err(Error::Setup { step: words.to_owned(), path, error: errno.into() })
+    }
+}
+
+/// The child's half of a start.
+unsafe extern "C" fn child(argument: *mut c_void) -> ! {
+    // SAFETY: the parent passed a `Birth` that outlives us, and sleeps.
+    let birth = unsafe { &mut *argument.cast::<Birth<'_>>() };
+    rustix::process::umask(rustix::fs::Mode::empty());
+    for (index, step) in birth.steps.iter().enumerate() {
+        birth.progress = index;
+        if let Err(errno) = step.run(&mut birth.context) {
+            birth.failure = Some(errno);
+            ns::exit(127);
+        }
+    }
+    ns::exit(0)
+}
+
+/// A child that makes another one from within a user namespace, for callers that are not root.
+struct Between<'a, 'b> {
+    user_namespace: BorrowedFd<'a>,
+    clone: ns::Clone<'a>,
+    stack: &'a mut Stack,
+    birth: &'a mut Birth<'b>,
+    born: Option<Result<Born, ns::Error>>,
+    failure: Option<Errno>,
+}
+
+/// Enters the user namespace and makes the real child there, as a child of our parent.
+unsafe extern "C" fn between(argument: *mut c_void) -> ! {
+    // SAFETY: as in `child`.
+    let this = unsafe { &mut *argument.cast::<Between<'_, '_>>() };
+    if let Err(errno) = crate::sys::enter_user_namespace(this.user_namespace) {
+        this.failure = Some(errno);
+        ns::exit(127);
+    }
+    let argument = ptr::from_mut(this.birth).cast();
+    // SAFETY: `child` keeps to the rules, and the birth outlives it. We hold the caller's descriptor table, so the pidfd
+    // is the caller's.
+    this.born = Some(unsafe { this.clone.spawn(this.stack, child, argument) });
+    ns::exit(0)
+}
+
+/// How the process that becomes init is made.
+pub(crate) struct Start<'a> {
+    pub(crate) namespaces: Namespaces,
+    pub(crate) steps: &'a [Step],
+    pub(crate) binds: &'a [Bind],
+    pub(crate) context: Context<'a>,
+    pub(crate) into_cgroup: Option<BorrowedFd<'a>>,
+    /// Enter this user namespace first, so that the others belong to it.
+    pub(crate) within: Option<BorrowedFd<'a>>,
+}
+
+/// What preferred steps were refused.
+#[derive(Debug, Default)]
+pub(crate) struct Refused {
+    pub(crate) keyring: Option<Errno>,
+    pub(crate) cgroup_namespace: Option<Errno>,
+}
+
+/// Makes the process and waits until it has executed init or failed.
+pub(crate) fn start(start: Start<'_>) -> Result<(Born, Refused), Error> {
+    let mut clone = ns::Clone::new(start.namespaces);
+    if let Some(cgroup) = start.into_cgroup {
+        clone = clone.into_cgroup(cgroup);
+    }
+    let mut birth = Birth { steps: start.steps, context: start.context, progress: 0, failure: None };
+    let born = match start.within {
+        None => with_stack(|stack| {
+            let argument = ptr::from_mut(&mut birth).cast();
+            // SAFETY: `child` keeps to the rules, and the birth lives until it has gone.
+            Ok(unsafe { clone.spawn(stack, child, argument) }?)
+        })?,
+        Some(user_namespace) => start_within(user_namespace, clone, &mut birth)?,
+    };
+    if let Err(error) = birth.check(start.binds) {
+        let _ = born.pidfd.reap();
+        return Err(error);
+    }
+    let refused =
+        Refused { keyring: birth.context.refused_keyring, cgroup_namespace: birth.context.refused_cgroup_namespace };
+    Ok((born, refused))
+}
+
+fn start_within(user_namespace: BorrowedFd<'_>, clone: ns::Clone<'_>, birth: &mut Birth<'_>) -> Result<Born, Error> {
+    with_stack(|outer| {
+        with_stack(|inner| {
+            let clone = clone.parent(true);
+            let mut between_data = Between { user_namespace, clone, stack: inner, birth, born: None, failure: None };
+            let argument = ptr::from_mut(&mut between_data).cast();
+            // SAFETY: `between` keeps to the rules. It shares our descriptor table, and opens nothing in it but the
+            // pidfd of the child, which is ours.
+            let helper = unsafe {
+                ns::Clone::new(Namespaces::empty()).files(true).exit_signal(false).spawn(outer, between, argument)
+            }?;
+            let _ = helper.pidfd.reap();
+            if let Some(errno) = between_data.failure {
+                return Err(Error::setup("enter the user namespace", io::Error::from(errno)));
+            }
+            between_data.born.map_or(Err(Error::Ended { during: "a process was to be made" }), |born| Ok(born?))
+        })
+    })
+}
+
+/// A child that only is, until it is killed.
+unsafe extern "C" fn held(_: *mut c_void) -> ! {
+    loop {
+        rustix::event::pause();
+    }
+}
+
+/// Makes a user namespace with these maps.
+pub(crate) fn user_namespace(uids: &IdMap, gids: &IdMap, setgroups: Setgroups) -> Result<OwnedFd, Error> {
+    with_stack(|stack| {
+        // SAFETY: `held` makes system calls only; we wait for its end before the stack is used again.
+        let born =
+            unsafe { ns::Clone::new(Namespaces::USER).exit_signal(false).spawn_held(stack, held, ptr::null_mut()) }?;
+        let pid = born.pid.get();
+        let path = format!("/proc/{pid}/ns/user");
+        let result = userns::write_maps(pid, uids, gids, setgroups)
+            .map_err(Error::from)
+            .and_then(|()| File::open(&path).map_err(|error| Error::setup_at("open", path, error)));
+        born.pidfd.kill()?;
+        born.pidfd.wait(None)?;
+        born.pidfd.reap()?;
+        result.map(OwnedFd::from)
+    })
+}
+
+/// Makes the template mount namespace by `steps`, which end by sending it.
+pub(crate) fn mount_namespace(steps: &[Step], binds: &[Bind]) -> Result<OwnedFd, Error> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(|error| Error::setup("make a socket", error))?;
+    let mut context = Context::new(binds);
+    context.channel = Some(theirs.as_fd());
+    let (born, _) =
+        start(Start { namespaces: Namespaces::MOUNT, steps, binds, context, into_cgroup: None, within: None })?;
+    born.pidfd.wait(None)?;
+    born.pidfd.reap()?;
+    crate::sys::receive_fd(ours.as_fd())
+}

@@ -1,0 +1,387 @@
+//! The child's half, as data: each action between clone and exec of init is one [`Step`].
+//!
+//! The child says only which step failed and with which errno; the parent owns the words ([`Step::describe`]). So
+//! [`Step::run`] neither allocates nor locks nor panics: it is a list of system calls on strings and descriptors that were
+//! made before.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use ns::mount::{self, Attributes, Tmpfs};
+use ns::path::{Open, create_dir_in_root, create_file_in_root, open_in_root};
+use ns::{Errno, Namespaces};
+
+use crate::sys;
+
+/// Most binds of one step list: their trees are held in the child, which cannot grow a list.
+pub(crate) const BINDS_MAX: usize = 64;
+
+/// The attributes of everything that is shown to a program.
+pub(crate) const PLAIN: Attributes = Attributes::NO_SUID.union(Attributes::NO_DEV);
+
+/// One action of the child.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Writes `0` to the `cgroup.procs` of each v1 group. First: all that follows is charged there.
+    JoinCgroups,
+    /// `unshare(CLONE_NEWCGROUP)`, now that the cgroup is the right one.
+    UnshareCgroup {
+        required: bool,
+    },
+    /// A session keyring that holds nothing of the caller's.
+    NewKeyring {
+        required: bool,
+    },
+    Hostname(CString),
+    LoopbackUp,
+    /// The root is an empty tmpfs.
+    TmpfsRoot,
+    /// The root is a directory of the host; mount points are made in it.
+    DirectoryRoot(Source),
+    /// Copies what is mounted at that directory.
+    CopyRoot,
+    /// Makes a directory of the root, where it is missing.
+    MakeDirectory {
+        path: CString,
+        mode: u32,
+    },
+    /// Makes an empty file of the root, where it is missing.
+    MakeFile(CString),
+    MakeLink {
+        target: CString,
+        path: CString,
+    },
+    /// Covers the old root with the new one.
+    AttachRoot,
+    /// Sets the attributes of the attached root and of what is mounted below it.
+    RestrictRoot {
+        attributes: Attributes,
+        submounts: Vec<CString>,
+    },
+    /// Copies what is mounted at a bind's source; number in the step list's [`Bind`]s.
+    CopyBind(usize),
+    /// Attaches the copy inside the root.
+    AttachBind(usize),
+    /// Mounts a new file system inside the root.
+    Mount {
+        filesystem: NewFilesystem,
+        path: CString,
+    },
+    /// Takes write permission from a mount.
+    MakeReadOnly(CString),
+    /// Makes the new root the only one.
+    Pivot,
+    /// Leaves the mount namespace with the parent.
+    SendMountNamespace,
+    /// Moves into a copy of the template's mount namespace.
+    EnterTemplate,
+    /// Raises hard limits, while host privilege is still there.
+    RaiseLimits(Vec<Raise>),
+    EnterUserNamespace,
+    /// Lets init have capabilities in its user namespace although its id is not root there.
+    KeepCapabilities,
+    /// Puts init's descriptors in their places and executes it.
+    ExecuteInit,
+}
+
+/// A file or directory of the host, and which one it was when the sandbox was built.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) path: CString,
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    /// Mount points below it, for kernels without `mount_setattr` (before 5.12).
+    pub(crate) submounts: Vec<CString>,
+}
+
+/// One bind mount.
+#[derive(Debug)]
+pub(crate) struct Bind {
+    pub(crate) source: Source,
+    pub(crate) target: CString,
+    pub(crate) directory: bool,
+    pub(crate) attributes: Attributes,
+}
+
+#[derive(Debug)]
+pub(crate) enum NewFilesystem {
+    Proc,
+    Tmpfs { size: Option<u64>, mode: u32, attributes: Attributes },
+    Devpts,
+}
+
+/// A hard limit to be raised to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Raise {
+    pub(crate) resource: u32,
+    pub(crate) hard: u64,
+}
+
+/// What the steps work on: prepared by the parent, used by the child.
+#[derive(Debug)]
+pub(crate) struct Context<'a> {
+    pub(crate) binds: &'a [Bind],
+    /// `cgroup.procs` of each v1 group.
+    pub(crate) join: &'a [BorrowedFd<'a>],
+    pub(crate) template: Option<BorrowedFd<'a>>,
+    pub(crate) user_namespace: Option<BorrowedFd<'a>>,
+    /// Where [`Step::SendMountNamespace`] sends to.
+    pub(crate) channel: Option<BorrowedFd<'a>>,
+    pub(crate) init: Option<sys::InitFds<'a>>,
+    /// The root being made.
+    root: Option<ChildFd>,
+    trees: [Option<Tree>; BINDS_MAX],
+    /// Preferred steps that the kernel refused, and why: the keyring, the cgroup namespace.
+    pub(crate) refused_keyring: Option<Errno>,
+    pub(crate) refused_cgroup_namespace: Option<Errno>,
+}
+
+/// A descriptor of the child's table. The parent sees this memory, too, and must not close its own of that number; the
+/// child's go with the child.
+type ChildFd = ManuallyDrop<OwnedFd>;
+
+/// A detached copy, and whether its attributes still have to be set once it is attached.
+#[derive(Debug)]
+struct Tree {
+    fd: ChildFd,
+    bare: bool,
+}
+
+impl<'a> Context<'a> {
+    pub(crate) fn new(binds: &'a [Bind]) -> Self {
+        Self {
+            binds,
+            join: &[],
+            template: None,
+            user_namespace: None,
+            channel: None,
+            init: None,
+            root: None,
+            trees: [const { None }; BINDS_MAX],
+            refused_keyring: None,
+            refused_cgroup_namespace: None,
+        }
+    }
+
+    fn root(&self) -> Result<BorrowedFd<'_>, Errno> {
+        self.root.as_ref().map(|root| root.as_fd()).ok_or(Errno::from_raw(libc::EBADF))
+    }
+
+    fn set_root(&mut self, root: OwnedFd) {
+        self.root = Some(ManuallyDrop::new(root));
+    }
+}
+
+fn needed<T>(value: Option<T>) -> Result<T, Errno> {
+    value.ok_or(Errno::from_raw(libc::EBADF))
+}
+
+impl Step {
+    /// Does it. In the child: no allocation, no lock, no panic.
+    pub(crate) fn run(&self, context: &mut Context<'_>) -> Result<(), Errno> {
+        match self {
+            Self::JoinCgroups => {
+                for procs in context.join {
+                    rustix::io::write(procs, b"0").map_err(errno)?;
+                }
+                Ok(())
+            }
+            Self::UnshareCgroup { required } => {
+                let result = ns::unshare(Namespaces::CGROUP);
+                context.refused_cgroup_namespace = result.err();
+                if *required { result } else { Ok(()) }
+            }
+            Self::NewKeyring { required } => {
+                let result = sys::join_new_session_keyring();
+                context.refused_keyring = result.err();
+                if *required { result } else { Ok(()) }
+            }
+            Self::Hostname(name) => rustix::system::sethostname(name.to_bytes()).map_err(errno),
+            Self::LoopbackUp => ns::net::loopback_up(),
+            Self::TmpfsRoot => {
+                let options = Tmpfs { size: Some(1 << 20), inodes: Some(4096), mode: Some(0o755), owner: None };
+                context.set_root(mount::tmpfs(&options, PLAIN)?);
+                Ok(())
+            }
+            Self::DirectoryRoot(source) => {
+                context.set_root(source.open()?);
+                Ok(())
+            }
+            Self::CopyRoot => {
+                context.set_root(mount::clone_tree(context.root()?, c"", true)?);
+                Ok(())
+            }
+            Self::RestrictRoot { attributes, submounts } => restrict(context.root()?, *attributes, submounts),
+            Self::MakeDirectory { path, mode } => create_dir_in_root(context.root()?, path, *mode).map(drop),
+            Self::MakeFile(path) => create_file_in_root(context.root()?, path, 0o644).map(drop),
+            Self::MakeLink { target, path } => {
+                rustix::fs::symlinkat(target.as_c_str(), context.root()?, relative(path)).map_err(errno)
+            }
+            Self::AttachRoot => mount::attach_root(context.root()?),
+            Self::CopyBind(number) => copy_bind(context, *number),
+            Self::AttachBind(number) => attach_bind(context, *number),
+            Self::Mount { filesystem, path } => {
+                let tree = filesystem.mount()?;
+                let target = match open_in_root(context.root()?, path, PLACE) {
+                    Err(missing) if missing.raw() == libc::ENOENT => create_dir_in_root(context.root()?, path, 0o755)?,
+                    opened => opened?,
+                };
+                mount::attach(tree.as_fd(), target.as_fd())
+            }
+            Self::MakeReadOnly(path) => {
+                let tree = open_in_root(context.root()?, path, PLACE)?;
+                mount::set_attributes(tree.as_fd(), Attributes::READ_ONLY, Attributes::empty(), false)
+            }
+            Self::Pivot => mount::pivot(context.root()?),
+            Self::SendMountNamespace => sys::send_mount_namespace(needed(context.channel)?),
+            Self::EnterTemplate => {
+                sys::enter_mount_namespace(needed(context.template)?)?;
+                ns::unshare(Namespaces::MOUNT)?;
+                context.set_root(sys::open_directory(c"/")?);
+                Ok(())
+            }
+            Self::RaiseLimits(raises) => raises.iter().try_for_each(|raise| sys::raise_hard_limit(*raise)),
+            Self::EnterUserNamespace => sys::enter_user_namespace(needed(context.user_namespace)?),
+            Self::KeepCapabilities => sys::keep_capabilities(),
+            Self::ExecuteInit => sys::execute_init(needed(context.init.as_ref())?),
+        }
+    }
+
+    /// The words that follow "cannot", and what they are about.
+    pub(crate) fn describe(&self, binds: &[Bind]) -> (&'static str, Option<PathBuf>) {
+        let bind = |number: &usize| binds.get(*number);
+        match self {
+            Self::JoinCgroups => ("join the sandbox's cgroup", None),
+            Self::UnshareCgroup { .. } => ("make a cgroup namespace", None),
+            Self::NewKeyring { .. } => ("join a new session keyring", None),
+            Self::Hostname(_) => ("set the host name", None),
+            Self::LoopbackUp => ("bring the loopback interface up", None),
+            Self::TmpfsRoot => ("make the root file system", None),
+            Self::DirectoryRoot(source) => ("use as root directory", Some(source.path())),
+            Self::CopyRoot => ("copy the mounts of the root directory", None),
+            Self::RestrictRoot { .. } => ("restrict the root file system", None),
+            Self::MakeDirectory { path, .. } => ("make the directory", Some(path_of(path))),
+            Self::MakeFile(path) => ("make the mount point", Some(path_of(path))),
+            Self::MakeLink { path, .. } => ("make the symbolic link", Some(path_of(path))),
+            Self::AttachRoot => ("attach the root file system", None),
+            Self::CopyBind(number) => ("bind", bind(number).map(|bind| bind.source.path())),
+            Self::AttachBind(number) => ("attach at", bind(number).map(|bind| path_of(&bind.target))),
+            Self::Mount { filesystem: NewFilesystem::Proc, path } => ("mount the program's /proc", Some(path_of(path))),
+            Self::Mount { path, .. } => ("mount a file system at", Some(path_of(path))),
+            Self::MakeReadOnly(path) => ("make read-only", Some(path_of(path))),
+            Self::Pivot => ("leave the old root directory", None),
+            Self::SendMountNamespace => ("hand over the mount namespace", None),
+            Self::EnterTemplate => ("enter the prepared mount namespace", None),
+            Self::RaiseLimits(_) => ("raise a hard resource limit", None),
+            Self::EnterUserNamespace => ("enter the user namespace", None),
+            Self::KeepCapabilities => ("keep init's capabilities", None),
+            Self::ExecuteInit => ("execute init", None),
+        }
+    }
+}
+
+const PLACE: Open = Open::PATH.union(Open::NO_SYMLINKS);
+
+/// The system calls below take a path relative to the root's descriptor.
+fn relative(path: &CStr) -> &CStr {
+    let bytes = path.to_bytes_with_nul();
+    let start = bytes.iter().position(|byte| *byte != b'/').unwrap_or(0);
+    bytes.get(start..).and_then(|rest| CStr::from_bytes_with_nul(rest).ok()).unwrap_or(path)
+}
+
+fn path_of(path: &CStr) -> PathBuf {
+    Path::new(OsStr::from_bytes(path.to_bytes())).to_owned()
+}
+
+pub(crate) fn errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
+}
+
+impl Source {
+    fn path(&self) -> PathBuf {
+        path_of(&self.path)
+    }
+
+    /// Opens it as a place, and refuses another file than the one that was there when the sandbox was built.
+    fn open(&self) -> Result<OwnedFd, Errno> {
+        use rustix::fs::{CWD, Mode, OFlags};
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(CWD, self.path.as_c_str(), flags, Mode::empty()).map_err(errno)?;
+        let found = rustix::fs::fstat(&fd).map_err(errno)?;
+        if (found.st_dev, found.st_ino) == (self.device, self.inode) {
+            Ok(fd)
+        } else {
+            Err(Errno::from_raw(libc::ESTALE))
+        }
+    }
+}
+
+impl NewFilesystem {
+    fn mount(&self) -> Result<OwnedFd, Errno> {
+        match *self {
+            Self::Proc => mount::proc(mount::Proc { hide_others: true, only_processes: false }, Attributes::empty()),
+            Self::Tmpfs { size, mode, attributes } => {
+                mount::tmpfs(&Tmpfs { size, inodes: None, mode: Some(mode), owner: None }, attributes)
+            }
+            Self::Devpts => mount::devpts(256, Attributes::empty()),
+        }
+    }
+}
+
+fn copy_bind(context: &mut Context<'_>, number: usize) -> Result<(), Errno> {
+    let bind = needed(context.binds.get(number))?;
+    let place = bind.source.open()?;
+    let fd = mount::clone_tree(place.as_fd(), c"", true)?;
+    let bare = match mount::set_attributes(fd.as_fd(), bind.attributes, Attributes::empty(), true) {
+        Ok(()) => false,
+        Err(errno) if errno.raw() == libc::ENOSYS => true,
+        Err(errno) => return Err(errno),
+    };
+    *needed(context.trees.get_mut(number))? = Some(Tree { fd: ManuallyDrop::new(fd), bare });
+    Ok(())
+}
+
+fn attach_bind(context: &mut Context<'_>, number: usize) -> Result<(), Errno> {
+    let bind = needed(context.binds.get(number))?;
+    let tree = needed(context.trees.get_mut(number).and_then(Option::take))?;
+    let root = context.root()?;
+    let target = match open_in_root(root, &bind.target, Open::PATH) {
+        Err(missing) if missing.raw() == libc::ENOENT && bind.directory => {
+            create_dir_in_root(root, &bind.target, 0o755)?
+        }
+        Err(missing) if missing.raw() == libc::ENOENT => create_file_in_root(root, &bind.target, 0o644)?,
+        opened => opened?,
+    };
+    mount::attach(tree.fd.as_fd(), target.as_fd())?;
+    if tree.bare { restrict(tree.fd.as_fd(), bind.attributes, &bind.source.submounts) } else { Ok(()) }
+}
+
+/// Sets the attributes of an attached tree, all mounts below its top included.
+fn restrict(tree: BorrowedFd<'_>, attributes: Attributes, submounts: &[CString]) -> Result<(), Errno> {
+    match mount::set_attributes(tree, attributes, Attributes::empty(), true) {
+        // Before 5.12 mounts are changed one at a time.
+        Err(errno) if errno.raw() == libc::ENOSYS => {}
+        result => return result,
+    }
+    mount::set_attributes(tree, attributes, Attributes::empty(), false)?;
+    for submount in submounts {
+        let fd = open_in_root(tree, submount, PLACE)?;
+        mount::set_attributes(fd.as_fd(), attributes, Attributes::empty(), false)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relative_strips_the_root_only() {
+        assert_eq!(relative(c"/bin"), c"bin");
+        assert_eq!(relative(c"//dev/fd"), c"dev/fd");
+        assert_eq!(relative(c"bin"), c"bin");
+    }
+}
