@@ -1,1 +1,3 @@
-//! What the examples share: exit codes, tables and JSON output.
+//! What the examples share.
+
+pub mod json;
