@@ -139,10 +139,10 @@ fn walk(root: BorrowedFd<'_>, path: &CStr, how: Open, create: Create) -> Result<
         };
         match kind(&found)? {
             FileType::Symlink if last && !follow_last => {
-                return match (how.contains(Open::PATH), directory) {
-                    (true, false) => Ok(found),
-                    (true, true) => error(libc::ENOTDIR),
-                    (false, _) => error(libc::ELOOP),
+                return match (directory, how.contains(Open::PATH)) {
+                    (true, _) => error(libc::ENOTDIR),
+                    (false, true) => Ok(found),
+                    (false, false) => error(libc::ELOOP),
                 };
             }
             FileType::Symlink if how.contains(Open::NO_SYMLINKS) => return error(libc::ELOOP),
@@ -337,3 +337,6 @@ impl Rest {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

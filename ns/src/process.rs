@@ -112,8 +112,8 @@ impl<'fd> Clone<'fd> {
         self
     }
 
-    /// Makes the process; returns when it has called exec or ended, for until then it has the caller's memory and stack
-    /// frame to itself (`CLONE_VFORK`).
+    /// Makes the process; returns when it has called exec or begun to end, for until then it uses the caller's memory
+    /// (`CLONE_VFORK`).
     ///
     /// The calling thread sleeps meanwhile and can only be killed; other threads run on. Signals to it stay pending.
     ///

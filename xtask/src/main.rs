@@ -2,13 +2,12 @@
 //!
 //! They check the workspace on this machine (`host`), and on other kernels, booted in guests.
 
-#![expect(dead_code, reason = "the matrix uses the rest")]
-
 mod cargo;
 mod error;
 mod guest;
 mod host;
 mod libtest;
+mod matrix;
 mod packages;
 mod run;
 mod skips;
@@ -33,9 +32,12 @@ enum Command {
     /// Checks everything: format, lints, documentation, tests on this machine and in guests.
     Test {
         /// Leave the guests out.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "full")]
         host: bool,
-        /// Write the list of skipped tests anew instead of comparing with it.
+        /// Every guest instead of a choice.
+        #[arg(long)]
+        full: bool,
+        /// Write the lists of skipped tests anew instead of comparing with them.
         #[arg(long)]
         bless: bool,
     },
@@ -54,6 +56,8 @@ enum Command {
         #[arg(last = true, required_unless_present = "list", value_name = "COMMAND")]
         command: Vec<String>,
     },
+    /// Runs the kernel tests, or a command, in every combination of kernel, cgroup layout and user.
+    Matrix(matrix::Arguments),
     #[command(hide = true)]
     KeepGuest,
     #[command(hide = true)]
@@ -65,7 +69,11 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Command::Test { host: _, bless } => test(bless),
+        Command::Test { host, full, bless } => test(host, full, bless),
+        Command::Matrix(arguments) => matrix::run(&arguments).map(|findings| {
+            matrix::print_closing(&findings);
+            exit(matrix::passed(&findings))
+        }),
         Command::Guest { list: true, .. } => {
             guest::list(&mut std::io::stdout()).map(|()| ExitCode::SUCCESS).context(|| "cannot write the list".into())
         }
@@ -80,10 +88,17 @@ fn main() -> ExitCode {
     })
 }
 
-fn test(bless: bool) -> Result<ExitCode> {
-    let total = host::run(bless)?;
+fn test(host: bool, full: bool, bless: bool) -> Result<ExitCode> {
+    let mut total = host::run(bless)?;
+    if !host {
+        total.add(&matrix::tests(!full, bless)?);
+    }
     println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
-    Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(exit(total.failed == 0))
+}
+
+fn exit(good: bool) -> ExitCode {
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn guest(kernel: Kernel, options: &guest::Options, command: Vec<String>) -> Result<ExitCode> {

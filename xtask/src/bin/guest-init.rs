@@ -75,6 +75,9 @@ fn init() -> Result<Never> {
     let results = Path::new(RUN).join(RESULTS);
     let mut results = File::create(&results).map_err(|error| format!("create {}: {error}", results.display()))?;
     for program in &job.programs {
+        if job.programs.len() > 1 {
+            writeln!(output, "{}", job::heading(&program.name)).map_err(|error| format!("write a heading: {error}"))?;
+        }
         let result = run_program(program, job.uid, &mut output)?;
         let line = serde_json::to_string(&result).map_err(|error| error.to_string())?;
         writeln!(results, "{line}").map_err(|error| format!("note a result: {error}"))?;

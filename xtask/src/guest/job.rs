@@ -81,6 +81,11 @@ pub(crate) struct ProgramResult {
     pub(crate) seconds: f64,
 }
 
+/// The line in the output before a program's own, when there are several.
+pub(crate) fn heading(name: &str) -> String {
+    format!("== {name}")
+}
+
 /// In the initramfs.
 pub(crate) const JOB: &str = "job.json";
 /// In the run directory.

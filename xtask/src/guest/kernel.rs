@@ -9,6 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::cargo;
 use crate::error::{Context, Error, Result};
+use crate::guest::DiskKind;
 use crate::guest::apt::Suite;
 use crate::packages::{self, Need};
 
@@ -102,6 +103,11 @@ impl Kernel {
             Version::V6_12 => "trixie",
             Version::New => "sid",
         }
+    }
+
+    /// Whether it knows the disk's file system. Debian leaves the old format of XFS out since Linux 7.
+    pub(crate) fn mounts(self, disk: DiskKind) -> bool {
+        disk != DiskKind::XfsV4 || (self.engine, self.version) != (Engine::Qemu, Version::New)
     }
 
     fn needs(self) -> &'static [Need] {

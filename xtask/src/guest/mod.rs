@@ -30,8 +30,8 @@ use kernel::Kernel;
 use crate::cargo;
 use crate::error::{Context, Error, Result};
 
-/// Linux kernels are started with `mem=`; a guest's programs and its overlay share this.
-const MEMORY: u32 = 1024;
+/// A guest's memory in MiB: programs, files written, and swap's other side share it.
+pub(crate) const MEMORY: u32 = 1024;
 
 /// One guest as it was asked for.
 #[derive(Clone, Debug, clap::Args)]
@@ -85,6 +85,12 @@ impl fmt::Display for User {
     }
 }
 
+impl fmt::Display for DiskKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(clap::ValueEnum::to_possible_value(self).as_ref().map_or("", |value| value.get_name()))
+    }
+}
+
 impl fmt::Display for Layout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -116,7 +122,7 @@ pub(crate) fn run(
     let installed = kernel.install()?;
     let cache = kernel::cache();
     // What the guest is, for programs that want to know.
-    let place = place(kernel, options);
+    let place = place(kernel, options.cgroup, options.user);
     for program in &mut programs {
         program.environment.push(("SANDBOX_GUEST".into(), place.clone()));
     }
@@ -166,8 +172,8 @@ pub(crate) fn run(
 }
 
 /// `KERNEL.CGROUP.USER`: how lists and logs name a guest.
-pub(crate) fn place(kernel: Kernel, options: &Options) -> String {
-    format!("{kernel}.{}.{}", options.cgroup, options.user)
+pub(crate) fn place(kernel: Kernel, cgroup: Layout, user: User) -> String {
+    format!("{kernel}.{cgroup}.{user}")
 }
 
 /// Like `io::copy`, but without waiting for a full buffer, and going on when nobody reads any more.
