@@ -250,3 +250,68 @@ fn helper_hint(program: &str, failure: &HelperFailure) -> Option<&'static str> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(op: &'static str, errno: Errno) -> String {
+        Error::file(op, "/proc/7/uid_map", errno).to_string()
+    }
+
+    #[test]
+    fn a_message_is_one_line_with_the_errno_and_a_hint() {
+        let error = Error::file("open map", "/proc/7/uid_map", Errno::NOENT);
+        let text =
+            "cannot open map /proc/7/uid_map: No such file or directory (os error 2) (hint: the process has ended)";
+        assert_eq!(error.to_string(), text);
+        assert_eq!((error.errno(), error.hint()), (Some(2), Some("the process has ended")));
+        assert_eq!(file("read", Errno::IO), "cannot read /proc/7/uid_map: Input/output error (os error 5)");
+    }
+
+    #[test]
+    fn each_known_cause_has_its_hint() {
+        for (op, errno, hint) in [
+            ("write map", Errno::PERM, "written once"),
+            ("write map", Errno::INVAL, "refused the map's text"),
+            ("open map", Errno::ACCESS, "not dumpable"),
+            ("open map", Errno::NOENT, "has ended"),
+            ("write setgroups", Errno::PERM, "before gid_map"),
+            ("lease", Errno::NOSPC, "is full"),
+            ("create", Errno::DQUOT, "is full"),
+            ("write", Errno::ROFS, "read-only"),
+            ("open", Errno::LOOP, "symbolic link"),
+            ("lease", Errno::NOENT, "open the pool again"),
+        ] {
+            assert!(file(op, errno).contains(hint), "{}", file(op, errno));
+        }
+    }
+
+    #[test]
+    fn each_failure_of_a_helper_has_its_fix() {
+        let range = crate::Range::new(100_000, 65536).unwrap();
+        let file = || PathBuf::from("/etc/subuid");
+        let path = || PathBuf::from("/usr/bin/newuidmap");
+        for (failure, found, fix) in [
+            (HelperFailure::Missing { searched: "/usr/bin".into() }, "not found in /usr/bin", "install"),
+            (HelperFailure::NotPrivileged { path: path() }, "neither set-user-id", "chmod u+s"),
+            (HelperFailure::NoSuid { path: path() }, "mounted nosuid", "remount"),
+            (HelperFailure::NoNewPrivileges, "no_new_privs", "NoNewPrivileges=no"),
+            (HelperFailure::NoAccount { uid: 7 }, "uid 7 has no entry", "account"),
+            (
+                HelperFailure::NoRange { file: file(), owner: "alice".into(), range },
+                "/etc/subuid gives alice no 100000..=165535",
+                "usermod --add-subuids",
+            ),
+        ] {
+            let text = Error::Helper { program: "newuidmap", failure }.to_string();
+            assert!(text.contains(found) && text.contains("(hint: ") && text.contains(fix), "{text}");
+        }
+        let gid = HelperFailure::NotPrivileged { path: path() };
+        assert!(Error::Helper { program: "newgidmap", failure: gid }.to_string().contains("cap_setgid"));
+        let gid = HelperFailure::NoRange { file: file(), owner: "alice".into(), range };
+        assert!(Error::Helper { program: "newgidmap", failure: gid }.to_string().contains("--add-subgids"));
+        let refused = HelperFailure::Refused { stderr: "no".into() };
+        assert_eq!(Error::Helper { program: "newuidmap", failure: refused }.to_string(), "newuidmap: refused: no");
+    }
+}

@@ -343,3 +343,127 @@ fn parse_extent(line: &str) -> Result<Extent, Error> {
         Some(_) => Err(bad("has more than three numbers")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn map(extents: &[(u32, u32, u32)]) -> Result<IdMap, Error> {
+        IdMap::new(extents.iter().map(|&(inside, outside, count)| Extent { inside, outside, count }).collect())
+    }
+
+    fn refusal(extents: &[(u32, u32, u32)]) -> String {
+        map(extents).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn each_rule_is_named() {
+        assert_eq!(refusal(&[]), "id map: it has no extent; the kernel takes no empty map");
+        assert_eq!(refusal(&[(0, 5, 0)]), "id map: the extent `0 5 0` maps no id");
+        let beyond = "id map: the extent `0 4294967290 10` reaches beyond the last id, 4294967294, outside";
+        assert_eq!(refusal(&[(0, 4_294_967_290, 10)]), beyond);
+        assert!(refusal(&[(u32::MAX, 0, 1)]).ends_with("inside"));
+        assert_eq!(refusal(&[(0, 10, 5), (20, 14, 5)]), "id map: the extents `0 10 5` and `20 14 5` overlap outside");
+        assert_eq!(refusal(&[(0, 10, 5), (4, 100, 5)]), "id map: the extents `0 10 5` and `4 100 5` overlap inside");
+        let many: Vec<_> = (0..341).map(|n| (n, n, 1)).collect();
+        assert_eq!(refusal(&many), "id map: it has 341 extents; the kernel takes 340");
+        assert!(map(&many[..340]).is_ok());
+        let long: Vec<_> = (0..340).map(|n| (n, 100_000 + n, 1)).collect();
+        assert!(refusal(&long).starts_with("id map: its text has 4310 bytes"), "{}", refusal(&long));
+    }
+
+    #[test]
+    fn the_largest_map_is_the_whole_id_space() {
+        let whole = map(&[(0, 0, u32::MAX)]).unwrap();
+        assert_eq!(whole.to_outside(u32::MAX - 1), Some(u32::MAX - 1));
+        assert_eq!(whole.to_outside(u32::MAX), None);
+    }
+
+    #[test]
+    fn a_number_past_32_bits_is_never_cut_off() {
+        let error = IdMap::parse("0 4294968296 1").unwrap_err().to_string();
+        assert!(error.contains("beyond 32 bits"), "{error}");
+    }
+
+    #[test]
+    fn an_extent_is_cut_where_the_parents_are() {
+        let parent = map(&[(0, 1000, 1), (1, 100_000, 65536)]).unwrap();
+        let wanted = map(&[(0, 0, 100)]).unwrap();
+        assert_eq!(wanted.split_at(&parent).unwrap().to_string(), "0 0 1\n1 1 99\n");
+        assert_eq!(wanted.compose(&parent).unwrap().to_string(), "0 1000 1\n1 100000 99\n");
+        let error = map(&[(0, 65536, 2)]).unwrap().split_at(&parent).unwrap_err().to_string();
+        assert_eq!(error, "id map: the id 65537 of the extent `1 65537 1` is not mapped in the parent namespace");
+    }
+
+    #[test]
+    fn a_range_ends_where_ids_end() {
+        assert!(Range::new(5, 0).is_err());
+        assert!(Range::new(u32::MAX, 1).is_err());
+        assert_eq!(Range::new(0, u32::MAX).unwrap().last(), u32::MAX - 1);
+        assert!(Range::new(10, 5).unwrap().overlaps(Range::new(14, 1).unwrap()));
+        assert!(!Range::new(10, 5).unwrap().overlaps(Range::new(15, 1).unwrap()));
+    }
+
+    /// A map of up to 12 extents with gaps, its two sides in different orders.
+    fn maps() -> impl Strategy<Value = IdMap> {
+        prop::collection::vec((1..5000_u32, 0..3000_u32, 0..3000_u32, any::<u32>()), 1..12).prop_map(|pieces| {
+            let (mut inside, mut extents) = (0, Vec::new());
+            for &(count, gap, ..) in &pieces {
+                extents.push(Extent { inside: inside + gap, outside: 0, count });
+                inside += gap + count;
+            }
+            let mut order: Vec<usize> = (0..pieces.len()).collect();
+            order.sort_by_key(|&n| pieces[n].3);
+            let mut outside = 0;
+            for n in order {
+                outside += pieces[n].2;
+                extents[n].outside = outside;
+                outside += pieces[n].0;
+            }
+            IdMap::new(extents).unwrap()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_map_and_its_inverse_undo_each_other(map in maps(), id in 0..100_000_u32) {
+            prop_assert_eq!(map.to_outside(id), map.invert().to_inside(id));
+            if let Some(outside) = map.to_outside(id) {
+                prop_assert_eq!(map.to_inside(outside), Some(id));
+            }
+            prop_assert_eq!(map.invert().invert(), map);
+        }
+
+        #[test]
+        fn composing_is_mapping_twice(inner in maps(), id in 0..100_000_u32, parent in maps()) {
+            match inner.compose(&parent) {
+                Ok(both) => {
+                    let twice = inner.to_outside(id).and_then(|id| parent.to_outside(id));
+                    prop_assert_eq!(both.to_outside(id), twice);
+                    prop_assert!(inner.split_at(&parent).unwrap().same_as(&inner));
+                }
+                // Only what the parent does not have keeps it from being composed.
+                Err(_) => {
+                    let lacks = |e: &Extent| (e.outside..=e.outer().last()).any(|id| parent.to_outside(id).is_none());
+                    prop_assert!(inner.extents().iter().any(lacks));
+                }
+            }
+        }
+
+        #[test]
+        fn text_is_read_as_it_was_written(map in maps()) {
+            prop_assert_eq!(IdMap::parse(&map.to_string()).unwrap(), map);
+        }
+
+        #[test]
+        fn any_text_is_a_map_or_an_error(text in "[0-9 \\t\\n\\r\\x00+x#-]{0,80}", any in any::<String>()) {
+            for text in [text, any] {
+                if let Ok(map) = IdMap::parse(&text) {
+                    prop_assert!(map.same_as(&IdMap::parse(&map.to_string()).unwrap()));
+                }
+            }
+        }
+    }
+}

@@ -635,6 +635,8 @@ pub(crate) fn parse_listing(text: &[u8]) -> Option<Vec<Grant>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn file(text: &[u8]) -> SubidFile {
@@ -767,5 +769,27 @@ mod tests {
         assert!(parsed.as_secs() < 1, "{parsed:?}");
         let one_line = [b"alice:".repeat(1 << 18), b"\n".to_vec()].concat();
         assert_eq!(file(&one_line).grants().len(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_file_or_an_error(
+            text in prop::collection::vec(prop::sample::select(&b"ab:0179x+-# \t\r\n\0\xff"[..]), 0..200),
+            any in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            for text in [text, any] {
+                if let Ok(file) = SubidFile::parse(Path::new("x"), &text) {
+                    let ids = SubordinateIds::new(file.clone(), file, Accounts::default());
+                    let _ = (ids.overlaps(), ids.ranges_of(Kind::Uid, "a".as_ref()), ids.allows_uids("a".as_ref(), 7, 9));
+                }
+            }
+        }
+
+        #[test]
+        fn decimal_lines_are_read_as_written(owner in "[a-z_][a-z0-9_-]{0,30}", start in 1..u32::MAX, count in 1..1000_u32) {
+            let file = file(format!("{owner}:{start}:{count}\n").as_bytes());
+            let grant = &file.grants()[0];
+            prop_assert_eq!((grant.owner.to_str(), grant.start, grant.count), (Some(&*owner), start.into(), count.into()));
+        }
     }
 }

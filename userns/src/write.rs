@@ -51,24 +51,13 @@ impl Setgroups {
 /// Kernel: Linux 3.8, user_namespaces(7).
 pub fn write_maps(pid: u32, uids: &IdMap, gids: &IdMap, setgroups: Setgroups) -> Result<(), Error> {
     let process = Process::open(pid)?;
-    let own = own_maps()?;
-    let (uids, gids) = (own.cut(Kind::Uid, uids)?, own.cut(Kind::Gid, gids)?);
-    let route = Route::choose(&uids, &gids, setgroups)?;
-    if setgroups == Setgroups::Deny {
-        process.deny_setgroups()?;
-    }
-    match route {
-        Route::Direct => {
-            process.write(Kind::Uid, &uids)?;
-            process.write(Kind::Gid, &gids)
-        }
-        Route::Helpers => {
-            for (kind, map) in [(Kind::Uid, &uids), (Kind::Gid, &gids)] {
-                helper::write_map(kind, pid, map)?;
-                process.check(kind, map)?;
-            }
-            process.check_setgroups(setgroups)
-        }
+    match OwnMaps::cached().and_then(|own| process.write_maps(&own, uids, gids, setgroups)) {
+        Ok(()) => Ok(()),
+        // What was known of our own namespace may be old: a process of one thread can change it.
+        Err(error) => match OwnMaps::renewed()? {
+            Some(own) => process.write_maps(&own, uids, gids, setgroups),
+            None => Err(error),
+        },
     }
 }
 
@@ -115,12 +104,52 @@ impl Route {
 /// The maps of the namespace that this process is in: its ids to those of its parent.
 #[derive(Debug)]
 pub(crate) struct OwnMaps {
+    /// Device and inode of the namespace.
+    namespace: (u64, u64),
     /// `None` while the namespace has no map.
     pub(crate) uids: Option<IdMap>,
     pub(crate) gids: Option<IdMap>,
 }
 
+static OWN: Mutex<Option<Arc<OwnMaps>>> = Mutex::new(None);
+
 impl OwnMaps {
+    /// As they were when they were read last: looking whether the namespace is still the same costs as much as writing a
+    /// map, and what is old here can only lead to a refusal.
+    fn cached() -> Result<Arc<Self>, Error> {
+        let known = OWN.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        known.map_or_else(Self::read, Ok)
+    }
+
+    /// As they are now, if the namespace is another one than when they were read last, or had no map then.
+    fn renewed() -> Result<Option<Arc<Self>>, Error> {
+        let known = Self::cached()?;
+        if known.namespace == Self::namespace()? && known.uids.is_some() && known.gids.is_some() {
+            return Ok(None);
+        }
+        Self::read().map(Some)
+    }
+
+    fn namespace() -> Result<(u64, u64), Error> {
+        const PATH: &str = "/proc/self/ns/user";
+        let stat = statat(CWD, PATH, AtFlags::empty()).map_err(|e| Error::file("open", PATH, e))?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
+    /// As they are now.
+    pub(crate) fn read() -> Result<Arc<Self>, Error> {
+        let read = |file: &str| {
+            let path = format!("/proc/self/{file}");
+            let text = std::fs::read_to_string(&path).map_err(|e| Error::file("read", path, e))?;
+            if text.is_empty() { Ok(None) } else { IdMap::parse(&text).map(Some) }
+        };
+        let maps = Self { namespace: Self::namespace()?, uids: read("uid_map")?, gids: read("gid_map")? };
+        let maps = Arc::new(maps);
+        *OWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&maps));
+        Ok(maps)
+    }
+
+    /// The map as the kernel wants it: each extent within one of ours.
     fn cut(&self, kind: Kind, map: &IdMap) -> Result<IdMap, Error> {
         let own = match kind {
             Kind::Uid => &self.uids,
@@ -131,31 +160,6 @@ impl OwnMaps {
             None => Err(Error::invalid("id map", "the namespace of the caller has no map itself yet")),
         }
     }
-}
-
-/// Device and inode of a namespace.
-type Namespace = (u64, u64);
-
-/// Reads the maps of our own namespace once per namespace.
-pub(crate) fn own_maps() -> Result<Arc<OwnMaps>, Error> {
-    static LAST: Mutex<Option<(Namespace, Arc<OwnMaps>)>> = Mutex::new(None);
-    const NAMESPACE: &str = "/proc/self/ns/user";
-    let stat = statat(CWD, NAMESPACE, AtFlags::empty()).map_err(|e| Error::file("open", NAMESPACE, e))?;
-    let namespace = (stat.st_dev, stat.st_ino);
-    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((of, maps)) = &*last {
-        if *of == namespace {
-            return Ok(Arc::clone(maps));
-        }
-    }
-    let read = |file: &str| {
-        let path = format!("/proc/self/{file}");
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::file("read", path, e))?;
-        if text.is_empty() { Ok(None) } else { IdMap::parse(&text).map(Some) }
-    };
-    let maps = Arc::new(OwnMaps { uids: read("uid_map")?, gids: read("gid_map")? });
-    *last = Some((namespace, Arc::clone(&maps)));
-    Ok(maps)
 }
 
 /// `/proc/PID`, held open, so that all files are those of one process.
@@ -175,6 +179,27 @@ impl Process {
             return Err(Error::Unsupported { feature: "writing id maps", needs: "procfs at /proc".into() });
         }
         Ok(Self { pid, directory })
+    }
+
+    fn write_maps(&self, own: &OwnMaps, uids: &IdMap, gids: &IdMap, setgroups: Setgroups) -> Result<(), Error> {
+        let (uids, gids) = (own.cut(Kind::Uid, uids)?, own.cut(Kind::Gid, gids)?);
+        let route = Route::choose(&uids, &gids, setgroups)?;
+        if setgroups == Setgroups::Deny {
+            self.deny_setgroups()?;
+        }
+        match route {
+            Route::Direct => {
+                self.write(Kind::Uid, &uids)?;
+                self.write(Kind::Gid, &gids)
+            }
+            Route::Helpers => {
+                for (kind, map) in [(Kind::Uid, &uids), (Kind::Gid, &gids)] {
+                    helper::write_map(kind, self.pid, map)?;
+                    self.check(kind, map)?;
+                }
+                self.check_setgroups(setgroups)
+            }
+        }
     }
 
     fn path(&self, file: &str) -> PathBuf {
@@ -260,16 +285,18 @@ impl Process {
 
 /// The whole of a small file of procfs, from its beginning.
 fn read_all(fd: &OwnedFd) -> Result<String, Errno> {
-    let mut bytes = vec![0; 4096];
+    let mut bytes = vec![0; 256];
     let mut filled = 0;
     loop {
+        let room = bytes.len() - filled;
         let read = pread(fd, &mut bytes[filled..], filled as u64)?;
         filled += read;
-        if read == 0 {
+        // Within its first page such a file gives all that there is room for.
+        if read == 0 || (read < room && bytes.len() <= 4096) {
             break;
         }
         if filled == bytes.len() {
-            bytes.resize(filled * 2, 0);
+            bytes.resize(filled * 4, 0);
         }
     }
     bytes.truncate(filled);

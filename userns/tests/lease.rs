@@ -412,7 +412,7 @@ fn a_full_or_read_only_state_directory_leases_nothing() {
     outer.envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?))));
     let output = outer.output().unwrap();
     assert!(
-        output.status.success(),
+        output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 passed"),
         "{}{}",
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)

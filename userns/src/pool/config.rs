@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::record;
-use crate::write::{Kind, own_maps};
+use crate::write::{Kind, OwnMaps};
 use crate::{Error, Range, SubordinateIds};
 
 /// The ids of root's pool when nothing is configured: 2013265920 to 2147352575, room for 2046 sandboxes of 65536 ids.
@@ -121,7 +121,7 @@ impl PoolConfig {
 
     /// The ids from `first` to `last` that both our maps have.
     fn of_own_map(first: u32, last: u32, slot: u32) -> Result<Option<Self>, Error> {
-        let maps = own_maps()?;
+        let maps = OwnMaps::read()?;
         let (Some(uids), Some(gids)) = (&maps.uids, &maps.gids) else { return Ok(None) };
         let clip = |map: &crate::IdMap| -> Vec<Range> {
             let clipped = map.extents().iter().filter_map(|extent| {
@@ -215,7 +215,7 @@ impl PoolConfig {
 
     /// Whether our own namespace has these ids.
     pub(super) fn mapped(&self) -> Result<(), Error> {
-        let own = own_maps()?;
+        let own = OwnMaps::read()?;
         for (ranges, map) in [(&self.uids, &own.uids), (&self.gids, &own.gids)] {
             for range in ranges {
                 match map {

@@ -46,12 +46,18 @@ pub(crate) struct Held {
 impl Held {
     /// `None` when the host allows no user namespaces.
     pub(crate) fn start(script: &str) -> Option<Self> {
+        Self::start_with(&[], script)
+    }
+
+    /// The same with more options for unshare(1): `--keep-caps` lets the script change to any mapped id.
+    pub(crate) fn start_with(options: &[&str], script: &str) -> Option<Self> {
         let script = format!("echo ready; read _; {script}");
         let mut child = Command::new("unshare")
-            .args(["--user", "sh", "-c", &script])
+            .arg("--user")
+            .args(options)
+            .args(["sh", "-c", &script])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
             .spawn()
             .ok()?;
         let mut line = String::new();
