@@ -27,8 +27,8 @@ pub fn clone_tree(directory: BorrowedFd<'_>, path: &CStr, recursive: bool) -> Re
 /// Attaches a tree to `target`, which was opened before (`O_PATH`) and is a directory if the tree's top is one, else a file.
 ///
 /// # Errors
-/// `ENOTDIR` when one is a directory and the other is not; `EINVAL` when `target` is not in the caller's mount namespace
-/// (detached trees only since Linux 6.15); `EPERM`. Linux 5.2; man page: move_mount(2).
+/// `EINVAL` when one is a directory and the other is not, or when `target` is not in the caller's mount namespace (a
+/// detached one only since Linux 6.15); `EPERM`. Linux 5.2; man page: move_mount(2).
 pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(tree, c"", target, c"", flags).map_err(Errno::of)

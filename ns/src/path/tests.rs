@@ -34,7 +34,9 @@ fn found(result: Result<OwnedFd, Errno>) -> Found {
 
 fn both(root: &File, path: &CStr, how: Open) -> (Found, Found) {
     let ours = walk(root.as_fd(), path, how, Create::Nothing).map(Fd::into_owned);
-    (found(openat2(root.as_fd(), path, how)), found(ours))
+    // Any rename or mount on the machine makes the kernel doubt a `..`.
+    let kernel = (0..1000).map(|_| found(openat2(root.as_fd(), path, how))).find(|found| *found != Err(libc::EAGAIN));
+    (kernel.unwrap(), found(ours))
 }
 
 #[test]
@@ -226,7 +228,7 @@ fn some_entry() -> impl Strategy<Value = (String, Option<String>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
     #[test]
     fn both_ways_agree(

@@ -63,3 +63,31 @@ pub(crate) fn in_child(clone: &Clone<'_>, mut job: impl FnMut()) -> Result<(), S
         _ => Ok(()),
     }
 }
+
+/// Runs `job` on a thread of its own where these system calls fail with `errno`, as under a container's filter.
+pub(crate) fn without(calls: &[libc::c_long], errno: i32, job: impl FnOnce() + Send) {
+    let load = |offset| libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: offset };
+    let answer = |action| libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: action };
+    let mut program = vec![load(0)];
+    for call in calls {
+        let number = u32::try_from(*call).unwrap_or(u32::MAX);
+        program.push(libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: number });
+        program.push(answer(libc::SECCOMP_RET_ERRNO | errno.unsigned_abs()));
+    }
+    program.push(answer(libc::SECCOMP_RET_ALLOW));
+    let length = u16::try_from(program.len()).unwrap_or(u16::MAX);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let filter = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
+            // SAFETY: no pointers.
+            let privileges = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+            // SAFETY: a whole program, copied by the kernel during the call; it binds this thread only.
+            let installed = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) };
+            assert_eq!((privileges, installed), (0, 0), "{}", std::io::Error::last_os_error());
+            job();
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
