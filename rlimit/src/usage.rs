@@ -13,8 +13,8 @@ use crate::{Error, Resource, process};
 pub struct Usage {
     /// `VmLck` of `/proc/PID/status`: memory locked by `mlock`, in bytes. Bounded by [`Resource::Memlock`].
     pub locked: Option<u64>,
-    /// Open file descriptors. [`Resource::Nofile`] bounds not their count but the highest number. Needs the same uid, or
-    /// CAP_SYS_PTRACE.
+    /// Open file descriptors. [`Resource::Nofile`] bounds not their count but the highest number. Shown to everybody since
+    /// Linux 6.2; before, only to the same uid or with CAP_SYS_PTRACE.
     pub open_files: Option<u64>,
     /// Threads of this one process. [`Resource::Nproc`] bounds those of all processes of the uid together, a sum that the
     /// kernel does not show.
