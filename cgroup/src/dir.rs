@@ -110,20 +110,27 @@ impl Dir {
         }
     }
 
-    /// The names of the groups below this one.
+    /// The names of the groups below this one; none when it has been removed.
     pub(crate) fn children(&self) -> Result<Vec<String>> {
-        let fd = self.open_file(".", OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let entries = rustix::fs::Dir::new(fd).map_err(|error| self.error("list", "", error))?;
+        // The kernel counts two links and one for each child: most groups have none, and need not be listed.
+        if rustix::fs::fstat(&self.fd).is_ok_and(|stat| stat.st_nlink == 2) {
+            return Ok(Vec::new());
+        }
+        match self.list() {
+            Err(Errno::NOENT | Errno::NODEV) => Ok(Vec::new()),
+            other => other.map_err(|error| self.error("list", "", error)),
+        }
+    }
+
+    fn list(&self) -> Result<Vec<String>, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let mut out = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(|error| self.error("list", "", error))?;
-            if entry.file_type() == rustix::fs::FileType::Directory {
-                // A name that is not UTF-8 is none of ours, and a directory that holds it cannot be removed by us.
-                if let Ok(name) = entry.file_name().to_str() {
-                    if name != "." && name != ".." {
-                        out.push(name.to_owned());
-                    }
-                }
+        for entry in rustix::fs::Dir::new(openat(&self.fd, ".", flags, Mode::empty())?)? {
+            let entry = entry?;
+            // A name that is not UTF-8 is none of ours, and a directory that holds it cannot be removed by us.
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if entry.file_type() == rustix::fs::FileType::Directory && name != "." && name != ".." {
+                out.push(name.to_owned());
             }
         }
         Ok(out)

@@ -379,20 +379,32 @@ fn no_realtime_share(part: &Part, error: Error) -> Error {
 
 /// The ids in `file` of a group and of all groups below it.
 pub(crate) fn collect(dir: &Dir, file: &str, out: &mut Vec<u32>) -> Result<()> {
-    match dir.read(file) {
-        Ok(text) => out.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|&pid| pid != 0)),
-        // Removed meanwhile, or threaded: then its domain lists the processes.
-        Err(error) if [Errno::NODEV, Errno::NOENT, Errno::OPNOTSUPP].iter().any(|&errno| error.is(errno)) => {}
-        Err(error) => return Err(error),
-    }
-    let children = match dir.children() {
-        Err(error) if error.is(Errno::NODEV) || error.is(Errno::NOENT) => return Ok(()),
-        other => other?,
+    let mut list = |dir: &Dir| {
+        match dir.read(file) {
+            Ok(text) => out.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|&pid| pid != 0)),
+            // Removed meanwhile, or threaded: then its domain lists the processes.
+            Err(error) if is_gone(&error) || error.is(Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     };
-    for name in children {
+    list(dir)?;
+    walk(dir, &mut list)
+}
+
+fn is_gone(error: &Error) -> bool {
+    error.is(Errno::NODEV) || error.is(Errno::NOENT)
+}
+
+/// Visits all groups below one, the upper before the lower; those that vanish meanwhile are passed over.
+pub(crate) fn walk(dir: &Dir, visit: &mut dyn FnMut(&Dir) -> Result<()>) -> Result<()> {
+    for name in dir.children()? {
         match dir.child(&name) {
-            Ok(child) => collect(&child, file, out)?,
-            Err(error) if error.is(Errno::NOENT) || error.is(Errno::NODEV) => {}
+            Ok(child) => {
+                visit(&child)?;
+                walk(&child, visit)?;
+            }
+            Err(error) if is_gone(&error) => {}
             Err(error) => return Err(error),
         }
     }
@@ -402,14 +414,10 @@ pub(crate) fn collect(dir: &Dir, file: &str, out: &mut Vec<u32>) -> Result<()> {
 /// Removes a part and what is below it, deepest first.
 fn remove_tree(part: &Part) -> Result<()> {
     fn below(dir: &Dir) -> Result<()> {
-        let children = match dir.children() {
-            Err(error) if error.is(Errno::NODEV) || error.is(Errno::NOENT) => return Ok(()),
-            other => other?,
-        };
-        for name in children {
+        for name in dir.children()? {
             match dir.child(&name) {
                 Ok(child) => below(&child)?,
-                Err(error) if error.is(Errno::NOENT) || error.is(Errno::NODEV) => continue,
+                Err(error) if is_gone(&error) => continue,
                 Err(error) => return Err(error),
             }
             dir.remove(&name).map_err(|error| dir.error("rmdir", &name, error))?;
