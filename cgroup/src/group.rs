@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
@@ -81,11 +81,17 @@ impl Part {
 #[derive(Debug)]
 pub struct Cgroup {
     parts: Vec<Part>,
+    /// The device program that this handle has attached to the v2 part.
+    device_program: Mutex<Option<OwnedFd>>,
 }
 
 impl Cgroup {
     pub(crate) fn from_parts(parts: Vec<Part>) -> Self {
-        Self { parts }
+        Self { parts, device_program: Mutex::new(None) }
+    }
+
+    pub(crate) fn device_program(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+        self.device_program.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn parts(&self) -> &[Part] {

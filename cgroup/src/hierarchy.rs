@@ -293,6 +293,10 @@ struct Membership {
 }
 
 impl Membership {
+    fn version(&self) -> Version {
+        if self.words.is_empty() { Version::V2 } else { Version::V1 }
+    }
+
     fn controllers(&self) -> Controllers {
         Controllers::from_words(self.words.iter().map(String::as_str), Version::V1)
     }
@@ -334,25 +338,23 @@ struct Mount {
     options: Vec<String>,
 }
 
-/// The cgroup mounts. Other lines are not even split: a host may have a hundred thousand, and any of them may hold bytes
-/// that are no text. Lines that do not parse are skipped for the same reason.
+/// The cgroup mounts. A host may have a hundred thousand others, and any of them may hold bytes that are no text: they are
+/// looked at no further than their type, and lines that do not parse are skipped.
 fn mounts(text: &[u8]) -> Vec<Mount> {
     text.split(|&b| b == b'\n').filter_map(mount).collect()
 }
 
 fn mount(line: &[u8]) -> Option<Mount> {
-    const MARK: &[u8] = b" - cgroup";
-    let mark = line.windows(MARK.len()).rposition(|window| window == MARK)?;
-    let (head, tail) = (line.get(..mark)?, line.get(mark + 3..)?);
-    let mut tail = tail.split(|&b| b == b' ');
-    let version = match tail.next()? {
+    // ID PARENT DEVICE ROOT POINT FLAGS [TAG…] - TYPE SOURCE OPTIONS; spaces within a field are escaped.
+    let mut fields = line.split(|&b| b == b' ').skip(2);
+    let (device, root, point, flags) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    fields.find(|&field| field == b"-")?;
+    let version = match fields.next()? {
         b"cgroup" => Version::V1,
         b"cgroup2" => Version::V2,
         _ => return None,
     };
-    let options = String::from_utf8_lossy(tail.nth(1).unwrap_or_default()).into_owned();
-    let mut head = head.split(|&b| b == b' ').skip(2);
-    let (device, root, point, flags) = (head.next()?, head.next()?, head.next()?, head.next()?);
+    let options = String::from_utf8_lossy(fields.nth(1).unwrap_or_default()).into_owned();
     let (major, minor) = std::str::from_utf8(device).ok()?.split_once(':')?;
     Some(Mount {
         device: (major.parse().ok()?, minor.parse().ok()?),
@@ -398,26 +400,35 @@ fn below(root: &Path, group: &Path) -> Option<PathBuf> {
     group.strip_prefix(root).ok().map(Path::to_owned)
 }
 
-fn reach(member: &Membership, mounts: &[Mount]) -> Result<Hierarchy, String> {
-    let version = if member.words.is_empty() { Version::V2 } else { Version::V1 };
-    let of_this_hierarchy = |mount: &&Mount| {
-        mount.version == version && member.words.iter().all(|word| mount.options.iter().any(|option| option == word))
-    };
+/// The mounts through which a group can be seen and its path below each, the best first; the reason when there is none.
+fn candidates<'a>(member: &Membership, mounts: &'a [Mount]) -> Result<Vec<(&'a Mount, PathBuf)>, String> {
+    let version = member.version();
     let mut why = "it is not mounted in this mount namespace".to_owned();
-    let mut candidates: Vec<(&Mount, PathBuf)> = Vec::new();
-    for mount in mounts.iter().filter(of_this_hierarchy) {
+    let mut found: Vec<(&Mount, PathBuf)> = Vec::new();
+    for mount in mounts {
+        let is_of_this_hierarchy = mount.version == version
+            && member.words.iter().all(|word| mount.options.iter().any(|option| option == word));
+        if !is_of_this_hierarchy {
+            continue;
+        }
         match below(&mount.root, &member.group) {
-            Some(own) => candidates.push((mount, own)),
+            Some(own) => found.push((mount, own)),
             None => why = format!("{} shows the tree from {} on", mount.point.display(), mount.root.display()),
         }
     }
     // Writable before read-only, the widest view first, and of equals the later mount: it may cover the earlier.
-    candidates.reverse();
-    candidates.sort_by_key(|(mount, _)| (mount.read_only, mount.root.components().count()));
-    for (mount, own) in candidates {
+    found.reverse();
+    found.sort_by_key(|(mount, _)| (mount.read_only, mount.root.components().count()));
+    if found.is_empty() { Err(why) } else { Ok(found) }
+}
+
+fn reach(member: &Membership, mounts: &[Mount]) -> Result<Hierarchy, String> {
+    let mut why = String::new();
+    for (mount, own) in candidates(member, mounts)? {
         match Dir::open(mount.point.clone()) {
             // Another file system mounted over this one answers with its own device number.
             Ok(dir) if dir.device() == Some(mount.device) => {
+                let version = member.version();
                 let controllers = match version {
                     Version::V1 => member.controllers(),
                     Version::V2 => {
@@ -443,4 +454,101 @@ pub(crate) fn group_of(pid: u32, controller: Controller) -> Option<Dir> {
     let mounts = mounts(&std::fs::read("/proc/self/mountinfo").ok()?);
     let hierarchy = reach(&member, &mounts).ok()?;
     Dir::open(hierarchy.mount_point.join(hierarchy.own)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(cgroup: &str, mountinfo: &str) -> Vec<(String, Result<String, String>)> {
+        let mounts = mounts(mountinfo.as_bytes());
+        let best = |member: &Membership| {
+            let (mount, own) = candidates(member, &mounts)?.swap_remove(0);
+            Ok(mount.point.join(own).display().to_string())
+        };
+        memberships(cgroup.as_bytes()).unwrap().iter().map(|member| (member.label(), best(member))).collect()
+    }
+
+    fn path<'a>(seen: &'a [(String, Result<String, String>)], label: &str) -> Result<&'a str, &'a str> {
+        let found = &seen.iter().find(|(l, _)| l == label).unwrap().1;
+        found.as_deref().map_err(String::as_str)
+    }
+
+    #[test]
+    fn hybrid_gives_each_controller_its_own_place() {
+        let seen =
+            seen(include_str!("../testdata/hybrid-6.18.cgroup"), include_str!("../testdata/hybrid-6.18.mountinfo"));
+        assert_eq!(seen.len(), 10);
+        assert_eq!(path(&seen, "memory"), Ok("/sys/fs/cgroup/memory/service/worker"));
+        assert_eq!(path(&seen, "pids"), Ok("/sys/fs/cgroup/pids/"));
+        assert_eq!(path(&seen, "cgroup2"), Ok("/sys/fs/cgroup/unified/"));
+        assert_eq!(path(&seen, "name=systemd"), Ok("/sys/fs/cgroup/systemd/"));
+    }
+
+    #[test]
+    fn v2_is_one_tree() {
+        let seen = seen(include_str!("../testdata/v2-6.12.cgroup"), include_str!("../testdata/v2-6.12.mountinfo"));
+        assert_eq!(path(&seen, "cgroup2"), Ok("/sys/fs/cgroup/user.slice/user-1000.slice/session-2.scope"));
+    }
+
+    #[test]
+    fn v1_knows_mounts_that_share_controllers_escapes_and_read_only() {
+        let seen = seen(include_str!("../testdata/v1-6.1.cgroup"), include_str!("../testdata/v1-6.1.mountinfo"));
+        assert_eq!(path(&seen, "cpu,cpuacct"), Ok("/sys/fs/cgroup/cpu,cpuacct/box/run"));
+        assert_eq!(path(&seen, "pids"), Ok("/mnt/box of mine/run"), "the writable bind before the read-only whole");
+        assert_eq!(path(&seen, "name=systemd"), Ok("/sys/fs/cgroup/systemd/box/run"));
+    }
+
+    #[test]
+    fn a_group_outside_of_what_is_mounted_is_said_to_be_so() {
+        let line = |root: &str| format!("36 19 0:29 {root} /cg rw - cgroup2 cgroup2 rw\n");
+        for (group, root, expected) in [
+            ("/a/b", "/a", Ok("/cg/b")),
+            ("/a", "/a", Ok("/cg/")),
+            ("/a", "/ab", Err("/cg shows the tree from /ab on")),
+            ("/", "/../..", Err("/cg shows the tree from /../.. on")),
+            ("/../x", "/", Err("/cg shows the tree from / on")),
+            ("/..", "/..", Ok("/cg/")),
+        ] {
+            let seen = seen(&format!("0::{group}\n"), &line(root));
+            assert_eq!(path(&seen, "cgroup2"), expected, "{group} {root}");
+        }
+        assert_eq!(path(&seen("0::/\n", ""), "cgroup2"), Err("it is not mounted in this mount namespace"));
+    }
+
+    #[test]
+    fn a_group_may_hold_colons_and_bytes_that_are_no_text() {
+        let all = memberships(b"0::/a:b\n1:cpu:/\xff\n").unwrap();
+        assert_eq!(all[0].group, Path::new("/a:b"));
+        assert_eq!(all[1].group.as_os_str().as_bytes(), b"/\xff");
+        assert!(matches!(memberships(b"0::/\nodd\n"), Err(Error::Parse { line: 2, .. })));
+        assert_eq!(unescape(br"/a\040b\134c\011\08\4"), Path::new("/a b\\c\t\\08\\4"));
+    }
+
+    #[test]
+    fn a_hundred_thousand_mounts_take_less_than_a_second() {
+        let mut text = Vec::new();
+        for n in 0..100_000 {
+            let line = format!(
+                "{n} 25 0:{n} / /run/containers/{n}/merged\\040x rw,relatime shared:{n} - overlay overlay rw,lowerdir=/a:/b\n"
+            );
+            text.extend_from_slice(line.as_bytes());
+        }
+        text.extend_from_slice(include_bytes!("../testdata/hybrid-6.18.mountinfo"));
+        let begin = std::time::Instant::now();
+        assert_eq!(mounts(&text).len(), 10);
+        assert!(begin.elapsed() < std::time::Duration::from_secs(1), "{:?}", begin.elapsed());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes(text: Vec<u8>, tail: Vec<u8>) {
+            let _ = memberships(&text);
+            let mut line = b"36 19 0:29 / /cg rw".to_vec();
+            line.extend_from_slice(&text);
+            line.extend_from_slice(b" - cgroup2 x ");
+            line.extend_from_slice(&tail);
+            let _ = (mounts(&text), mounts(&line), unescape(&text));
+        }
+    }
 }

@@ -49,6 +49,30 @@ pub enum Knob {
 }
 
 impl Knob {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[
+        Self::MemoryMax,
+        Self::MemorySwapMax,
+        Self::MemoryHigh,
+        Self::MemoryLow,
+        Self::MemoryMin,
+        Self::MemoryOomGroup,
+        Self::PidsMax,
+        Self::CpuMax,
+        Self::CpuBurst,
+        Self::CpuWeight,
+        Self::CpuIdle,
+        Self::CpusetCpus,
+        Self::CpusetMems,
+        Self::IoMax,
+        Self::IoWeight,
+        Self::HugetlbMax,
+        Self::HugetlbReservedMax,
+        Self::MiscMax,
+        Self::DescendantsMax,
+        Self::DepthMax,
+    ];
+
     /// The controller it belongs to; `None` for what every v2 group can do.
     #[must_use]
     pub const fn controller(self) -> Option<Controller> {

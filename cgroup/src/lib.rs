@@ -1,8 +1,9 @@
 //! cgroup v1, v2 and hybrid behind one set of words.
-#![forbid(unsafe_code)]
 
 mod convert;
 mod deadline;
+mod detail;
+mod devices;
 mod dir;
 mod error;
 mod events;
@@ -16,9 +17,12 @@ mod name;
 mod parent;
 mod pressure;
 mod stat;
+mod sys;
 mod threads;
 mod usage;
 
+pub use detail::{Descendants, HugetlbUsage, MemoryStat, PeakMeter};
+pub use devices::{DeviceKind, DeviceRule, Devices};
 pub use error::{DELEGATION_FIXES, Error, Result};
 pub use events::{Events, Watch};
 pub use group::Cgroup;

@@ -286,4 +286,18 @@ mod tests {
         assert_eq!("8:16".parse(), Ok(Device { major: 8, minor: 16 }));
         assert!("8".parse::<Device>().is_err() && "8:x".parse::<Device>().is_err());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text(text: String) {
+            let _ = (text.parse::<Limit>(), text.parse::<CpuList>(), text.parse::<Device>());
+        }
+
+        #[test]
+        fn what_is_printed_is_read(n: u64, numbers: Vec<u32>) {
+            proptest::prop_assert_eq!(Limit::Value(n).to_string().parse(), Ok(Limit::Value(n)));
+            let list: CpuList = numbers.into_iter().collect();
+            proptest::prop_assert_eq!(list.to_string().parse(), Ok(list));
+        }
+    }
 }

@@ -150,7 +150,7 @@ impl HugetlbMax {
         Self { page_size, used: None, reserved: None }
     }
 
-    fn label(self) -> String {
+    pub(crate) fn label(self) -> String {
         match self.page_size {
             size if size >= 1 << 30 => format!("{}GB", size >> 30),
             size if size >= 1 << 20 => format!("{}MB", size >> 20),

@@ -77,4 +77,19 @@ mod tests {
         assert_eq!(first, b"8:16");
         assert_eq!(pairs.collect::<Vec<_>>(), [(&b"rbytes"[..], &b"1"[..]), (b"wbytes", b"22"), (b"rios", b"x")]);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes(text: Vec<u8>, key: Vec<u8>) {
+            let _ = (value(&text, &key), number(&text), flat(&text).count());
+            for line in lines(&text) {
+                let _ = nested(line).map(|(_, pairs)| pairs.count());
+            }
+        }
+
+        #[test]
+        fn numbers_come_back(n: u64) {
+            proptest::prop_assert_eq!(number(n.to_string().as_bytes()), Some(n));
+        }
+    }
 }
