@@ -22,7 +22,8 @@ pub struct Events {
     pub memory_low: Option<u64>,
     /// Slowed down at `memory_high`. v2.
     pub memory_high: Option<u64>,
-    /// Reached `memory_max`. On v1 the failed charges.
+    /// Reached `memory_max`. On v1 the failed charges, swap included; see
+    /// [`Usage::memory_max_events`](crate::Usage::memory_max_events).
     pub memory_max: Option<u64>,
     /// Ran out of memory at the limit of this group or one below: counted where the *limit* is, also when nobody was
     /// killed. Never a count of kills. v2.
@@ -86,8 +87,13 @@ impl Cgroup {
                 }
                 Version::V1 => {
                     events.oom_kill = sum(&part.dir, "memory.oom_control", b"oom_kill", local)?;
-                    events.memory_max =
-                        part.dir.read_optional("memory.failcnt")?.and_then(|t| stat::number(t.as_bytes()));
+                    let hits = |file| {
+                        Ok::<_, Error>(part.dir.read_optional(file)?.and_then(|text| stat::number(text.as_bytes())))
+                    };
+                    let hits =
+                        hits("memory.failcnt")?.unwrap_or(0).saturating_add(hits("memory.memsw.failcnt")?.unwrap_or(0));
+                    // Recent kernels have the files and no longer count on v1, so 0 says nothing.
+                    events.memory_max = Some(hits).filter(|&hits| hits > 0);
                 }
             }
         }

@@ -31,7 +31,8 @@ pub struct Usage {
     pub oom_kills: Option<u64>,
     /// How often the whole group was killed for it. v2 since Linux 5.17.
     pub oom_group_kills: Option<u64>,
-    /// How often the memory limit was reached. Reclaim often helps: this is no count of failures.
+    /// How often the memory limit was reached. Reclaim often helps: this is no count of failures. On v1 with swap, and
+    /// `None` for never, as recent kernels (6.18 was seen) do not count it there any more.
     pub memory_max_events: Option<u64>,
     /// Processes and threads now, zombies included.
     pub pids_current: Option<u64>,
@@ -117,6 +118,8 @@ enum Source {
     OomControl,
     /// v1 `memory.failcnt`.
     FailCount,
+    /// v1: the same for memory and swap together, which is what is hit first when no swap is allowed.
+    SumFailCount,
     PidsCurrent,
     PidsPeak,
     PidsEvents,
@@ -142,6 +145,7 @@ impl Source {
             Self::MemoryEvents => "memory.events",
             Self::OomControl => "memory.oom_control",
             Self::FailCount => "memory.failcnt",
+            Self::SumFailCount => "memory.memsw.failcnt",
             Self::PidsCurrent => "pids.current",
             Self::PidsPeak => "pids.peak",
             Self::PidsEvents => "pids.events",
@@ -186,7 +190,10 @@ impl Cgroup {
         let part_of = |controller, version| self.part(controller).filter(|part| part.version == version);
         open(self.part(Controller::Memory), &[Source::MemoryCurrent, Source::MemoryPeak])?;
         open(part_of(Controller::Memory, Version::V2), &[Source::SwapCurrent, Source::SwapPeak, Source::MemoryEvents])?;
-        open(part_of(Controller::Memory, Version::V1), &[Source::SumCurrent, Source::OomControl, Source::FailCount])?;
+        open(
+            part_of(Controller::Memory, Version::V1),
+            &[Source::SumCurrent, Source::OomControl, Source::FailCount, Source::SumFailCount],
+        )?;
         open(self.part(Controller::Pids), &[Source::PidsCurrent, Source::PidsPeak, Source::PidsEvents])?;
         open(self.v2(), &[Source::CpuStat])?;
         open(part_of(Controller::Cpu, Version::V1), &[Source::CpuStatV1])?;
@@ -263,7 +270,12 @@ fn fill(source: Source, text: &[u8], ticks: u64, usage: &mut Usage, together: &m
             }
         }
         Source::OomControl => usage.oom_kills = stat::value(text, b"oom_kill"),
-        Source::FailCount => usage.memory_max_events = stat::number(text),
+        // Recent kernels have the files and no longer count on v1, so 0 says nothing.
+        Source::FailCount | Source::SumFailCount => {
+            if let Some(hits) = stat::number(text).filter(|&hits| hits > 0) {
+                usage.memory_max_events = Some(hits.saturating_add(usage.memory_max_events.unwrap_or(0)));
+            }
+        }
         Source::PidsCurrent => usage.pids_current = stat::number(text),
         Source::PidsPeak => usage.pids_peak = stat::number(text),
         Source::PidsEvents => usage.pids_max_events = stat::value(text, b"max"),

@@ -71,11 +71,17 @@ pub struct Helper {
 impl Helper {
     /// Starts a helper that waits for [`go`](Self::go) before it acts.
     pub fn new(act: &str) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        Self::by(Command::new(std::env::current_exe().unwrap()), act)
+    }
+
+    /// The same with a command of one's own for this binary.
+    pub fn by(mut command: Command, act: &str) -> Self {
         command.args(["--exact", "helper", "--nocapture", "--test-threads=1"]).env("SANDBOX_HELPER", act);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
         let go = child.stdin.take();
-        Self { child, go }
+        let mut helper = Self { child, go };
+        helper.says("ready");
+        helper
     }
 
     pub fn pid(&self) -> u32 {
@@ -119,6 +125,18 @@ impl Drop for Helper {
     }
 }
 
+/// The calling user's id, from the owner of its own process.
+pub fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata("/proc/self").unwrap().uid() == 0
+}
+
+/// How far memory counters may be off: they are batched per CPU.
+pub fn slack() -> u64 {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    cpus as u64 * (1 << 20)
+}
+
 /// Tries until it holds or the time is over.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + SOON;
@@ -131,6 +149,12 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// What a helper process does. Call it from a test named `helper`.
 pub fn act() {
     let Ok(act) = std::env::var("SANDBOX_HELPER") else { return };
+    let say = |text: &str| {
+        let mut out = std::io::stdout();
+        let _ = writeln!(out, "\n{text}");
+        let _ = out.flush();
+    };
+    say("ready");
     let mut byte = [0];
     // Without a word there is nobody who wants anything.
     if std::io::stdin().read(&mut byte).unwrap_or(0) == 0 {
@@ -138,11 +162,6 @@ pub fn act() {
     }
     let (verb, number) = act.split_once(' ').unwrap_or((&act, "0"));
     let number: usize = number.parse().unwrap();
-    let say = |text: &str| {
-        let mut out = std::io::stdout();
-        let _ = writeln!(out, "\n{text}");
-        let _ = out.flush();
-    };
     let forever = || loop {
         std::thread::sleep(Duration::from_secs(3600));
     };
@@ -205,6 +224,61 @@ pub fn act() {
             forever();
         }
         "exit" => std::process::exit(i32::try_from(number).unwrap()),
+        // Children that have ended and that nobody waits for.
+        "zombies" => {
+            let mut children = Vec::new();
+            let mut answer = 0;
+            for _ in 0..number {
+                match Command::new("/bin/true").spawn() {
+                    Ok(child) => children.push(child),
+                    Err(error) => {
+                        answer = error.raw_os_error().unwrap_or(-1);
+                        break;
+                    }
+                }
+            }
+            say(&format!("forked {} {answer}", children.len()));
+            forever();
+        }
+        // One short child after another, each waited for.
+        "sequence" => {
+            for _ in 0..number {
+                Command::new("/bin/true").status().unwrap();
+            }
+            say("all done");
+            forever();
+        }
+        // A grandchild that burns CPU time and has lost its parent.
+        "orphan" => {
+            let own = std::env::current_exe().unwrap().display().to_string();
+            let script = format!("echo g | {own} --exact helper --nocapture --test-threads=1 & exit 0");
+            Command::new("/bin/sh")
+                .args(["-c", &script])
+                .env("SANDBOX_HELPER", format!("spin {number}"))
+                .status()
+                .unwrap();
+            say("left");
+            forever();
+        }
+        // The whole life of a group as whoever this is.
+        "life" => {
+            let answer =
+                Layout::detect().and_then(|layout| layout.create(&name("life"), &Needs::new([Controller::Pids])));
+            match answer {
+                Err(error) => say(&format!("answer {error:?}")),
+                Ok(group) => {
+                    let mut limits = cgroup::Limits::default();
+                    limits.pids_max = Some(cgroup::Limit::Value(3));
+                    group.set(&limits).unwrap();
+                    let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+                    group.attach(child.id()).unwrap();
+                    let killed = group.kill(SOON).unwrap();
+                    let _ = child.wait();
+                    group.remove(SOON).unwrap();
+                    say(&format!("answer lived {}", killed.died.len()));
+                }
+            }
+        }
         other => panic!("no such act: {other}"),
     }
 }
@@ -215,4 +289,9 @@ pub fn touch(mib: usize) -> Vec<u8> {
         page[0] = 1;
     }
     std::hint::black_box(block)
+}
+
+/// Whether this is an emulated machine, where nothing is quick: its kernel messages go to a console of that kind.
+pub fn in_guest() -> bool {
+    std::fs::read_to_string("/proc/cmdline").is_ok_and(|line| line.contains("panic=-1"))
 }
