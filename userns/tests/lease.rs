@@ -10,6 +10,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::{Held, again, part, require, root};
@@ -37,6 +38,12 @@ fn pool_directory(dir: &Path) -> PathBuf {
     pools.into_iter().find(|path| path.is_dir()).unwrap()
 }
 
+/// One test at a time: while one starts a process, that has copies of the locks of all others until it executes.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn kill(child: &Child) {
     let pid = rustix::process::Pid::from_child(child);
     pidfd_send_signal(pidfd_open(pid, PidfdFlags::empty()).unwrap(), Signal::KILL).unwrap();
@@ -45,6 +52,7 @@ fn kill(child: &Child) {
 #[test]
 fn leases_differ_and_a_released_slot_comes_back() {
     const BASE: u32 = base(0);
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let pool = pool(dir.path(), BASE, 2);
     let first = pool.lease("first").unwrap();
@@ -60,6 +68,7 @@ fn leases_differ_and_a_released_slot_comes_back() {
 #[test]
 fn a_small_slot_has_ids_for_init_and_nobody() {
     const BASE: u32 = base(1);
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let lease = pool(dir.path(), BASE, 1).lease("x").unwrap();
     let map = lease.uid_map();
@@ -72,6 +81,7 @@ fn a_small_slot_has_ids_for_init_and_nobody() {
 #[test]
 fn threads_never_share_a_slot() {
     const BASE: u32 = base(2);
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let pool = pool(dir.path(), BASE, 16);
     std::thread::scope(|scope| {
@@ -103,6 +113,7 @@ fn processes_never_share_a_slot_even_when_killed() {
     const BASE: u32 = base(4);
     const NAME: &str = "processes_never_share_a_slot_even_when_killed";
     const SLOTS: u32 = 48;
+    let _alone = alone();
     if let Some(dir) = part() {
         return worker(&pool(Path::new(&dir), BASE, SLOTS), Path::new(&dir));
     }
@@ -178,7 +189,7 @@ fn worker(pool: &Pool, dir: &Path) {
             std::thread::sleep(Duration::from_millis(1));
         }
         low = fs::File::open("/dev/null").unwrap().into();
-        if n % 5 == 0 { drop(lease) } else { lease.release().unwrap() }
+        if n % 25 == 0 { drop(lease) } else { lease.release().unwrap() }
     }
     println!("leases 200");
 }
@@ -187,6 +198,7 @@ fn worker(pool: &Pool, dir: &Path) {
 fn a_sandbox_keeps_its_ids_when_its_owner_is_killed() {
     const BASE: u32 = base(5);
     const NAME: &str = "a_sandbox_keeps_its_ids_when_its_owner_is_killed";
+    let _alone = alone();
     if let Some(dir) = part() {
         // The owner: leases, starts a "sandbox" that inherits the lock and lives as long as its input, and hangs.
         let lease = pool(Path::new(&dir), BASE, 1).lease("survivor").unwrap();
@@ -235,6 +247,7 @@ fn a_sandbox_keeps_its_ids_when_its_owner_is_killed() {
 #[test]
 fn looking_does_not_take() {
     const BASE: u32 = base(7);
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let pool = pool(dir.path(), BASE, 1);
     let state = dir.path().join("sandbox");
@@ -255,6 +268,7 @@ fn looking_does_not_take() {
 #[test]
 fn a_removed_lock_file_is_noticed_by_its_holder_and_by_the_next() {
     const BASE: u32 = base(8);
+    let _alone = alone();
     require!("a_removed_lock_file_is_noticed_by_its_holder_and_by_the_next", root() => "root");
     let dir = tempfile::tempdir().unwrap();
     let pool = pool(dir.path(), BASE, 1);
@@ -278,6 +292,7 @@ fn a_removed_lock_file_is_noticed_by_its_holder_and_by_the_next() {
 #[test]
 fn a_slot_with_a_process_left_over_is_not_lent() {
     const BASE: u32 = base(9);
+    let _alone = alone();
     require!("a_slot_with_a_process_left_over_is_not_lent", root() => "root");
     let dir = tempfile::tempdir().unwrap();
     let pool = pool(dir.path(), BASE, 1);
@@ -303,6 +318,7 @@ fn a_slot_with_a_process_left_over_is_not_lent() {
 #[test]
 fn damaged_lock_files_cost_their_slot_or_nothing() {
     const BASE: u32 = base(10);
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let pool = pool(dir.path(), BASE, 4);
     drop(pool.lease("make them").unwrap());
@@ -331,6 +347,7 @@ fn damaged_lock_files_cost_their_slot_or_nothing() {
 #[test]
 fn a_state_directory_of_another_kind_is_refused() {
     const BASE: u32 = base(11);
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let refused = |state: &Path| Pool::open(state, &config(BASE, 1)).unwrap_err().to_string();
     let open = dir.path().join("open");
@@ -352,6 +369,7 @@ fn a_state_directory_of_another_kind_is_refused() {
 #[test]
 fn a_state_directory_of_another_user_is_refused() {
     const BASE: u32 = base(12);
+    let _alone = alone();
     require!("a_state_directory_of_another_user_is_refused", root() => "root");
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("sandbox");
@@ -373,6 +391,7 @@ fn a_state_directory_of_another_user_is_refused() {
 #[test]
 fn a_state_directory_that_goes_away_is_an_error() {
     const BASE: u32 = base(13);
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let first = pool(dir.path(), BASE, 2);
     let lease = first.lease("a").unwrap();
@@ -387,6 +406,7 @@ fn a_state_directory_that_goes_away_is_an_error() {
 fn a_full_or_read_only_state_directory_leases_nothing() {
     const BASE: u32 = base(15);
     const NAME: &str = "a_full_or_read_only_state_directory_leases_nothing";
+    let _alone = alone();
     if let Some(dir) = part() {
         // In a mount namespace of its own, on a tmpfs with room for the directories and no file's content.
         let dir = Path::new(&dir);
@@ -422,6 +442,7 @@ fn a_full_or_read_only_state_directory_leases_nothing() {
 #[test]
 fn grants_and_accounts_of_others_are_not_lent() {
     const BASE: u32 = base(16);
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let etc = dir.path().join("etc");
     fs::create_dir(&etc).unwrap();
@@ -443,6 +464,7 @@ fn grants_and_accounts_of_others_are_not_lent() {
 #[test]
 fn pools_that_cut_the_same_ids_differently_are_refused() {
     const BASE: u32 = base(17);
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("sandbox");
     let first = pool(dir.path(), BASE, 4);
@@ -460,6 +482,7 @@ fn pools_that_cut_the_same_ids_differently_are_refused() {
 #[test]
 fn a_registered_range_outlives_its_lease_and_the_state_directory() {
     const BASE: u32 = base(18);
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("sandbox");
     let tree = dir.path().join("tree");
@@ -498,6 +521,7 @@ fn a_registered_range_outlives_its_lease_and_the_state_directory() {
 #[test]
 fn a_lease_is_cheap() {
     const BASE: u32 = base(19);
+    let _alone = alone();
     let dir = tempfile::tempdir_in(if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" }).unwrap();
     let pool = pool(dir.path(), BASE, 200);
     let mut times: Vec<_> = (0..2000)

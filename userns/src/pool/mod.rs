@@ -37,8 +37,9 @@ const NOBODY: u32 = 65534;
 /// So many slots are checked together against the accounts and grants of others.
 const BLOCK: usize = 32;
 
-/// So often all slots are tried before the pool counts as exhausted.
-const ROUNDS: u32 = 4;
+/// For so long slots are waited for that nobody leased and whose lock is held all the same: by one who only looks, or by a
+/// child of some thread between fork and exec, which has copies of all our descriptors.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// For so long a check of a block holds: others seldom get ids, and never by our doing.
 const CHECK_HOLDS: Duration = Duration::from_secs(60);
@@ -84,6 +85,8 @@ struct Check {
 enum Obstacle {
     /// A living sandbox has it.
     Held,
+    /// Nobody leased it, but its lock is held: for a moment.
+    Busy,
     /// Files with its ids remain.
     Registered,
     /// In words.
@@ -180,16 +183,9 @@ impl Pool {
             }
         }
         let slots = inner.slots.len();
-        let (mut held, mut registered, mut unusable, mut first) = (0, 0, 0, None);
-        // Who only looks at a slot holds its lock for a moment, and so does a child between fork and exec.
-        for round in 0..ROUNDS {
-            if round > 0 {
-                if held == 0 {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            (held, registered, unusable, first) = (0, 0, 0, None);
+        let started = Instant::now();
+        let (held, registered, unusable, first) = loop {
+            let (mut held, mut busy, mut registered, mut unusable, mut first) = (0, 0, 0, 0, None);
             let from = inner.cursor.load(Ordering::Relaxed);
             for slot in (0..slots).map(|n| (from + n) % slots) {
                 match self.try_slot(slot, owner, false)? {
@@ -198,6 +194,7 @@ impl Pool {
                         return Ok(lease);
                     }
                     Err(Obstacle::Held) => held += 1,
+                    Err(Obstacle::Busy) => busy += 1,
                     Err(Obstacle::Registered) => registered += 1,
                     Err(Obstacle::Other(why)) => {
                         unusable += 1;
@@ -205,7 +202,11 @@ impl Pool {
                     }
                 }
             }
-        }
+            if busy == 0 || started.elapsed() > PATIENCE {
+                break (held + busy, registered, unusable, first);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
         let pool = inner.directory.path().to_owned();
         Err(Error::Exhausted { pool, slots, held, registered, unusable, first })
     }
@@ -223,7 +224,7 @@ impl Pool {
             slot.ok_or_else(|| Error::invalid(format!("the ids {uids}"), "no such range is registered in this pool"))?;
         self.try_slot(slot, owner, true)?.map_err(|obstacle| {
             let by = match obstacle {
-                Obstacle::Held => "a living sandbox has them".into(),
+                Obstacle::Held | Obstacle::Busy => "a living sandbox has them".into(),
                 Obstacle::Registered => "they are registered".into(),
                 Obstacle::Other(why) => why,
             };
@@ -364,7 +365,10 @@ impl Inner {
             };
             match retry(|| flock(&fd, FlockOperation::NonBlockingLockExclusive)) {
                 Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Ok(Err(Obstacle::Held)),
+                Err(Errno::WOULDBLOCK) => {
+                    let free = self.read_record(&fd, name)?.is_some_and(|record| record.state == State::Released);
+                    return Ok(Err(if free { Obstacle::Busy } else { Obstacle::Held }));
+                }
                 Err(e) => return Err(Error::file("lock", self.directory.path().join(name), e)),
             }
             // Who locks a file that was removed meanwhile has nothing.
