@@ -1,0 +1,147 @@
+//! Calls that the tests make themselves, so as to look at the kernel past the crate.
+//!
+//! # Safety
+//! Descriptors are borrowed for the call, paths NUL-terminated, and pointers lead to whole values of plain integers.
+
+#![allow(
+    unsafe_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss
+)]
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+pub(crate) const PRJQUOTA: u32 = 2;
+pub(crate) const PROJINHERIT: u32 = 0x200;
+const FSGETXATTR: u32 = 0x801c_581f;
+const FSSETXATTR: u32 = 0x401c_5820;
+
+pub(crate) const XQUOTAON: u32 = 0x5801;
+pub(crate) const XQUOTAOFF: u32 = 0x5802;
+pub(crate) const XGETQUOTA: u32 = 0x5803;
+pub(crate) const XSETQLIM: u32 = 0x5804;
+pub(crate) const XGETQSTATV: u32 = 0x5808;
+pub(crate) const XGETNEXTQUOTA: u32 = 0x5809;
+
+/// `fs_disk_quota` as 14 words: fieldmask and id in the first, then bhard, bsoft, ihard, isoft, bcount, icount, …
+pub(crate) type Dquot = [u64; 14];
+
+pub(crate) fn command(subcommand: u32) -> u32 {
+    subcommand << 8 | PRJQUOTA
+}
+
+fn result(ret: i64) -> io::Result<()> {
+    if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+pub(crate) fn quotactl_fd(fd: BorrowedFd<'_>, subcommand: u32, id: u32, data: &mut Dquot) -> io::Result<()> {
+    let data = data.as_mut_ptr();
+    // SAFETY: the payloads of the commands above fit into `data`.
+    result(unsafe { libc::syscall(443, fd.as_raw_fd(), command(subcommand), id, data) })
+}
+
+pub(crate) fn quotactl_path(path: &Path, subcommand: u32, id: u32, data: &mut [u64; 32]) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let data = data.as_mut_ptr();
+    // SAFETY: as above; `path` is NUL-terminated.
+    result(unsafe { libc::syscall(libc::SYS_quotactl, command(subcommand), path.as_ptr(), id, data) })
+}
+
+/// The project and the flags of what can be opened.
+pub(crate) fn get_project(path: &Path) -> io::Result<(u32, u32)> {
+    let file = open(path)?;
+    let mut attributes = [0u32; 7];
+    // SAFETY: the ioctl writes 28 bytes.
+    result(unsafe { libc::ioctl(file.as_raw_fd(), FSGETXATTR as _, attributes.as_mut_ptr()) }.into())?;
+    Ok((attributes[3], attributes[0]))
+}
+
+/// Sets the project, and the flags by a function of the old ones.
+pub(crate) fn set_project(path: &Path, project: u32, flags: impl FnOnce(u32) -> u32) -> io::Result<()> {
+    let file = open(path)?;
+    let mut attributes = [0u32; 7];
+    // SAFETY: the ioctl writes 28 bytes.
+    result(unsafe { libc::ioctl(file.as_raw_fd(), FSGETXATTR as _, attributes.as_mut_ptr()) }.into())?;
+    attributes[3] = project;
+    attributes[0] = flags(attributes[0]);
+    // SAFETY: the ioctl reads 28 bytes.
+    result(unsafe { libc::ioctl(file.as_raw_fd(), FSSETXATTR as _, attributes.as_ptr()) }.into())
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(path)
+}
+
+/// file_setattr(2): project alone, flags 0, not following links.
+pub(crate) fn file_setattr(path: &Path, project: u32) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attributes: [u32; 6] = [0, 0, 0, 0, project, 0];
+    let data = attributes.as_ptr();
+    // SAFETY: `path` is NUL-terminated and the call reads 24 bytes.
+    result(unsafe { libc::syscall(469, libc::AT_FDCWD, path.as_ptr(), data, 24usize, libc::AT_SYMLINK_NOFOLLOW) })
+}
+
+/// Denies this thread the two ways of changing a project, as a sandbox's filter does.
+pub(crate) fn deny_project_changes() -> io::Result<()> {
+    let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    let equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    let give = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let deny = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let mut steps = [
+        step(load, 0, 0, 0),                       // the number of the call
+        step(equal, 4, 0, 469),                    // file_setattr: deny
+        step(equal, 0, 2, libc::SYS_ioctl as u32), // not ioctl: allow
+        step(load, 0, 0, 24),                      // low half of its second argument
+        step(equal, 1, 0, FSSETXATTR),             // the change: deny
+        step(give, 0, 0, libc::SECCOMP_RET_ALLOW),
+        step(give, 0, 0, deny),
+    ];
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    // SAFETY: no pointers.
+    result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())?;
+    // SAFETY: `program` and the steps that it points to are alive across the call.
+    result(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) })
+}
+
+/// Stores a byte into each page of a hole of the file, mapped shared. At the limit the kernel ends this with SIGBUS.
+pub(crate) fn store_into_hole(path: &Path, bytes: usize) -> io::Result<()> {
+    let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+    file.set_len(bytes as u64)?;
+    let (protection, fd) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
+    // SAFETY: a fresh mapping of an open file, at an address of the kernel's choice.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, fd, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    for offset in (0..bytes).step_by(4096) {
+        // SAFETY: `offset` lies in the mapping, which nobody else knows.
+        let page = unsafe { start.cast::<u8>().add(offset) };
+        // SAFETY: as above; volatile, so that it is done.
+        unsafe { page.write_volatile(1) };
+    }
+    Ok(())
+}
+
+/// A mount namespace for this thread alone, from which nothing spreads.
+pub(crate) fn private_mounts() -> io::Result<()> {
+    // SAFETY: it takes no pointers, and only this thread's view of mounts changes.
+    result(unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_FS) }.into())?;
+    let flags = libc::MS_REC | libc::MS_PRIVATE;
+    let (none, root) = (std::ptr::null(), c"/".as_ptr());
+    // SAFETY: `root` is NUL-terminated; the other pointers may be null for this request.
+    result(unsafe { libc::mount(none, root, none, flags, none.cast()) }.into())
+}
+
+pub(crate) fn open_to_all(path: &Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+}
