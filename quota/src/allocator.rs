@@ -15,6 +15,9 @@ use crate::{Directory, Error, Filesystem, Kind, Limits, Names, Project, Report, 
 /// How long a release waits for XFS to count down what was just deleted (it does so in the background since 5.14).
 const SETTLE: Duration = Duration::from_secs(2);
 
+/// How long a lock may stay with a child between fork and exec, on a busy machine.
+const INHERITED: Duration = Duration::from_millis(250);
+
 /// Lends project ids of one file system, each to one user at a time, also across processes and crashes.
 ///
 /// An id is free when **both** the registry and the kernel say so: the registry is a directory with one file per id,
@@ -114,7 +117,7 @@ impl Allocator {
         let project = self.inner.filesystem.project(id)?;
         let locked = self.inner.registry.lock()?;
         let Some(slot) = locked.open(id)? else { return Ok(None) };
-        if !slot.try_lock()? {
+        if !lock_soon(&slot)? {
             return Err(Error::io("lock", slot.path())(std::io::Error::from_raw_os_error(libc::EWOULDBLOCK)));
         }
         Ok(Some(Lease { allocator: self.clone(), project, slot: Some(slot) }))
@@ -195,6 +198,21 @@ impl Allocator {
         }
         locked.remove(slot)?;
         Ok(None)
+    }
+}
+
+/// Locks the slot unless somebody holds it for longer than a moment: while another thread starts a program, its child
+/// has a copy of every descriptor until it executes.
+fn lock_soon(slot: &Slot) -> Result<bool, Error> {
+    let deadline = Instant::now() + INHERITED;
+    loop {
+        if slot.try_lock()? {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -361,7 +379,7 @@ impl Lease {
         // Only a lock of our own shows whether somebody inherited the old one. The registry's lock keeps others out.
         drop(own);
         let Some(slot) = locked.open(self.id())? else { return Ok(Released::Freed) };
-        if !slot.try_lock()? {
+        if !lock_soon(&slot)? {
             return Ok(Released::Held);
         }
         let record = slot.read()?;

@@ -128,8 +128,8 @@ impl Directory {
     /// directory before content. Nobody else should write to it meanwhile.
     ///
     /// Not changed, and named in [`Retagged::left`]: what belongs to another project, other file systems mounted
-    /// inside, immutable files, and before Linux 6.17 symbolic links, FIFOs, devices and sockets. A limit holds for
-    /// what it counts only, so look at it.
+    /// inside, immutable files, and symbolic links, FIFOs, devices and sockets (but on XFS since Linux 6.17). A limit
+    /// holds for what it counts only, so look at it.
     ///
     /// # Errors
     /// [`Error::Invalid`] if it lies on another file system or bears another project; [`Error::File`] as
@@ -228,6 +228,9 @@ impl Retagged {
             Errno::XDEV => "another file system is mounted there".to_owned(),
             Errno::NOSYS => {
                 "only file_setattr(2) changes the project of links and special files (Linux 6.17)".to_owned()
+            }
+            Errno::OPNOTSUPP | Errno::NOTTY => {
+                "this file system does not change the project of links and special files".to_owned()
             }
             errno => std::io::Error::from(errno).to_string(),
         };

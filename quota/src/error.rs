@@ -137,7 +137,9 @@ fn hint(op: &str, error: &io::Error) -> Option<&'static str> {
         }
         ("Q_XQUOTAON", libc::ENOSYS) => "accounting starts only at mount: mount with -o prjquota",
         ("tag", libc::EINVAL) => "in a user namespace nobody may change a project id; do it in the initial one",
-        ("tag", libc::EPERM) => "only the owner or CAP_FOWNER may change a project id, and not on an immutable file",
+        ("tag", libc::EPERM | libc::EACCES) => {
+            "only the owner or CAP_FOWNER may change a project id, and not on an immutable file"
+        }
         ("tag", libc::EOPNOTSUPP | libc::ENOTTY) => {
             "this file system cannot store project ids (ext4 needs the feature: tune2fs -O project)"
         }

@@ -71,7 +71,7 @@
 //! | `FS_IOC_FSGETXATTR` for all file systems | 4.5 | tags | none |
 //! | `Q_XGETNEXTQUOTA` | 4.6 | [`Filesystem::report`], [`Allocator::recover`] | none |
 //! | quotactl_fd(2) | 5.14 | calls without a device node | a node, if need be in a tmpfs mounted nowhere |
-//! | file_setattr(2) | 6.17 | projects of existing links and special files | named in [`Retagged::left`] |
+//! | file_setattr(2) | 6.17, XFS | projects of existing links and special files | named in [`Retagged::left`] |
 
 mod allocator;
 mod check;

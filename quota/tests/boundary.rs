@@ -79,7 +79,10 @@ fn golden_permission_others_may_not() {
     require!(disk());
     let mut place = Place::new();
     let (dir, _) = place.limited("box", &Limits::unlimited().bytes(LIMIT));
-    assert_eq!(as_user(1000, || errno(set_project(&dir, 0, |f| f))), libc::EPERM);
+    // ext4 had a check of its own before the common one.
+    let early = !place.is_xfs() && kernel(5, 14).is_err();
+    let expected = if early { libc::EACCES } else { libc::EPERM };
+    assert_eq!(as_user(1000, || errno(set_project(&dir, 0, |f| f))), expected);
 }
 
 #[test]
