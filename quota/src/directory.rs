@@ -52,6 +52,9 @@ pub struct Left {
     pub path: PathBuf,
     /// Why it was left.
     pub why: String,
+    /// Whether it is a link or special file, which takes an inode and hardly any space, as opposed to a file or
+    /// directory, or a whole tree.
+    pub special: bool,
 }
 
 impl Directory {
@@ -195,7 +198,7 @@ impl Directory {
             let (fd, names) = match listed {
                 Ok(listed) => listed,
                 Err(errno) => {
-                    result.leave(path, errno);
+                    result.leave(path, errno, false);
                     continue;
                 }
             };
@@ -212,9 +215,11 @@ impl Directory {
                     }
                     Err(Refusal::Gone) => {}
                     Err(Refusal::Belongs(other)) => {
-                        result.left.push(Left { path, why: format!("it belongs to project {other}") });
+                        let why = format!("it belongs to project {other}");
+                        result.left.push(Left { path, why, special: false });
                     }
-                    Err(Refusal::Kernel(errno)) => result.leave(path, errno),
+                    Err(Refusal::File(errno)) => result.leave(path, errno, false),
+                    Err(Refusal::Special(errno)) => result.leave(path, errno, true),
                 }
             }
         }
@@ -223,18 +228,18 @@ impl Directory {
 }
 
 impl Retagged {
-    fn leave(&mut self, path: PathBuf, errno: Errno) {
+    fn leave(&mut self, path: PathBuf, errno: Errno, special: bool) {
         let why = match errno {
             Errno::XDEV => "another file system is mounted there".to_owned(),
             Errno::NOSYS => {
                 "only file_setattr(2) changes the project of links and special files (Linux 6.17)".to_owned()
             }
-            Errno::OPNOTSUPP | Errno::NOTTY => {
+            Errno::OPNOTSUPP | Errno::NOTTY if special => {
                 "this file system does not change the project of links and special files".to_owned()
             }
             errno => std::io::Error::from(errno).to_string(),
         };
-        self.left.push(Left { path, why });
+        self.left.push(Left { path, why, special });
     }
 }
 
@@ -246,19 +251,8 @@ struct Entry {
 enum Refusal {
     Gone,
     Belongs(u32),
-    Kernel(Errno),
-}
-
-impl From<Errno> for Refusal {
-    fn from(errno: Errno) -> Self {
-        if errno == Errno::NOENT { Self::Gone } else { Self::Kernel(errno) }
-    }
-}
-
-impl From<std::io::Error> for Refusal {
-    fn from(error: std::io::Error) -> Self {
-        Errno::from_io_error(&error).unwrap_or(Errno::IO).into()
-    }
+    File(Errno),
+    Special(Errno),
 }
 
 fn retag_entry(
@@ -268,25 +262,37 @@ fn retag_entry(
     may_change: impl Fn(u32) -> bool,
 ) -> Result<Entry, Refusal> {
     let check = |old: u32| if old == project || may_change(old) { Ok(()) } else { Err(Refusal::Belongs(old)) };
-    let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(file)?;
     let kind = FileType::from_raw_mode(stat.st_mode);
     let links = stat.st_nlink;
     if kind.is_dir() || kind.is_file() {
         // NONBLOCK: should it have become a FIFO meanwhile, this does not wait for a writer.
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let fd = openat(dir, name, flags, Mode::empty())?;
-        if fstat(&fd)?.st_dev != fstat(dir)?.st_dev {
-            return Err(Errno::XDEV.into());
+        let fd = openat(dir, name, flags, Mode::empty()).map_err(file)?;
+        if fstat(&fd).map_err(file)?.st_dev != fstat(dir).map_err(file)?.st_dev {
+            return Err(file(Errno::XDEV));
         }
-        check(sys::get_xattr(fd.as_fd())?.projid)?;
-        retag(fd.as_fd(), project, project != 0 && kind.is_dir())?;
+        check(sys::get_xattr(fd.as_fd()).map_err(|error| file(number(&error)))?.projid)?;
+        retag(fd.as_fd(), project, project != 0 && kind.is_dir()).map_err(|error| file(number(&error)))?;
     } else {
-        let mut attributes = sys::get_attr_at(dir, name)?;
+        let special = |error: std::io::Error| match number(&error) {
+            Errno::NOENT => Refusal::Gone,
+            errno => Refusal::Special(errno),
+        };
+        let mut attributes = sys::get_attr_at(dir, name).map_err(special)?;
         check(attributes.projid)?;
         attributes.projid = project;
-        sys::set_attr_at(dir, name, &attributes)?;
+        sys::set_attr_at(dir, name, &attributes).map_err(special)?;
     }
     Ok(Entry { kind, links: links as u64 })
+}
+
+fn file(errno: Errno) -> Refusal {
+    if errno == Errno::NOENT { Refusal::Gone } else { Refusal::File(errno) }
+}
+
+fn number(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 fn retag(fd: BorrowedFd<'_>, project: u32, inherit: bool) -> std::io::Result<()> {

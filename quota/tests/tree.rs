@@ -177,6 +177,7 @@ fn an_existing_tree_is_taken_whole() {
     assert_eq!(result.done, 42 + special, "{result:?}");
     assert_eq!(left.len() as u64, 3 - special, "{result:?}");
     assert!(left.contains(&"theirs"), "{result:?}");
+    assert!(result.left.iter().all(|left| left.special == (left.path != Path::new("theirs"))), "{result:?}");
     assert_eq!(result.shared, [Path::new("shared")]);
     assert_eq!(project_of(&theirs_inside), other.id());
     assert_eq!(project_of(&deep.join("file")), project.id());
