@@ -243,6 +243,9 @@ fn hint_for(op: &str, path: &Path, error: &io::Error) -> Option<&'static str> {
         ("write", Errno::INVAL, "cpu.cfs_quota_us" | "cpu.cfs_period_us") => {
             "on cgroup v1 a group may not have a larger share of CPU time than its parent"
         }
+        ("write", Errno::INVAL | Errno::PERM, "cpu.pressure" | "memory.pressure" | "io.pressure" | "irq.pressure") => {
+            "without CAP_SYS_RESOURCE the window must be a multiple of 2 s, and before Linux 6.5 there is no way"
+        }
         ("write", Errno::NODEV, "io.max" | "io.weight") => "no such block device, or it is a partition",
         ("write", Errno::PERM, _) => {
             "limits of the root of a cgroup namespace can be changed only from outside (nsdelegate)"
@@ -278,6 +281,7 @@ mod tests {
             ("write", Errno::BUSY, "memory.limit_in_bytes", "unchanged"),
             ("write", Errno::INVAL, "cpu.cfs_quota_us", "parent"),
             ("write", Errno::NODEV, "io.max", "partition"),
+            ("write", Errno::INVAL, "cpu.pressure", "CAP_SYS_RESOURCE"),
             ("write", Errno::PERM, "memory.max", "nsdelegate"),
             ("open", Errno::ACCESS, "pids.max", "delegated"),
             ("read", Errno::NODEV, "cgroup.events", "removed"),

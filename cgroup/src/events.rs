@@ -121,15 +121,16 @@ impl Cgroup {
 
     /// Something to wait on until a counter moves: out of memory, a refused fork, the last process gone, frozen.
     ///
-    /// On v2 the kernel announces changes of `memory.events`, `pids.events` and `cgroup.events`; on v1 of `pids.events`,
-    /// and out-of-memory through an eventfd.
+    /// The kernel announces all of them, on v1 out-of-memory through an eventfd; only refused forks it does not announce
+    /// on v1 since Linux 6.11, and there [`Watch::wait`] looks ten times a second, and the descriptor does not wake.
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Syscall`] when a descriptor cannot be had.
     pub fn watch(&self) -> Result<Watch> {
         let poll =
             epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| Error::syscall("epoll_create1", "", error))?;
-        let mut watch = Watch { poll, files: Vec::new(), seen: Events::default() };
+        let pids_v1 = self.part(Controller::Pids).is_some_and(|part| part.version == Version::V1);
+        let mut watch = Watch { poll, files: Vec::new(), seen: Events::default(), pids_v1 };
         if let Some(part) = self.part(Controller::Memory) {
             match part.version {
                 Version::V2 => watch.add(&part.dir, Kind::Memory)?,
@@ -199,7 +200,12 @@ pub struct Watch {
     poll: OwnedFd,
     files: Vec<Watched>,
     seen: Events,
+    /// Refused forks may go unannounced.
+    pids_v1: bool,
 }
+
+/// How often to look where the kernel does not tell.
+const LOOK: Duration = Duration::from_millis(100);
 
 impl Watch {
     fn add(&mut self, dir: &Arc<Dir>, kind: Kind) -> Result<()> {
@@ -267,6 +273,7 @@ impl Watch {
     /// [`Error::File`] with `ENODEV` when the group has been removed.
     pub fn wait(&mut self, timeout: Duration) -> Result<Option<Events>> {
         let deadline = Deadline::after(timeout);
+        let most = if self.pids_v1 { LOOK } else { Duration::MAX };
         loop {
             let now = self.read()?;
             if now != self.seen {
@@ -274,9 +281,9 @@ impl Watch {
                 return Ok(Some(now));
             }
             let mut fds = [PollFd::new(&self.poll, PollFlags::IN)];
-            match deadline.poll(&mut fds) {
-                Ok(true) => {}
-                Ok(false) => return Ok(None),
+            match deadline.poll_at_most(&mut fds, most) {
+                Ok(false) if deadline.is_over() => return Ok(None),
+                Ok(_) => {}
                 Err(error) => return Err(Error::syscall("poll", "events of a cgroup", error)),
             }
         }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use procfs::process::Process;
@@ -51,7 +52,7 @@ impl Killed {
 pub struct Stuck {
     /// The process, as numbered in the caller's pid namespace.
     pub pid: u32,
-    /// The kernel's letter for its state: `R` running, `S` sleeping, `D` uninterruptible, `T` stopped, `Z` zombie;
+    /// The kernel's letter for its state, or that of its thread that is worst off: `R` running, `S` sleeping, `D` uninterruptible, `T` stopped, `Z` zombie;
     /// `?` when it could not be read.
     pub state: char,
     /// The kernel function that it waits in, or its system call, where the kernel tells.
@@ -321,7 +322,8 @@ fn verified_members(part: &Part) -> Result<Vec<Member>> {
 const EXITING: u32 = 0x4;
 const SIGKILL_BIT: u64 = 1 << 8;
 
-/// What the kernel tells about a process; `None` when it is gone.
+/// What the kernel tells about a process; `None` when it is gone. Of several threads the one speaks that sleeps
+/// uninterruptibly, else one that lives: the first may be a zombie while others hang.
 fn inspect(pid: u32) -> Option<Stuck> {
     let unknown = Stuck { pid, state: '?', location: None, reason: Reason::Pending };
     let process = match i32::try_from(pid).ok().map(Process::new) {
@@ -329,13 +331,31 @@ fn inspect(pid: u32) -> Option<Stuck> {
         Some(Err(procfs::ProcError::NotFound(_))) => return None,
         _ => return Some(unknown),
     };
-    let (state, flags) = match process.stat() {
-        Ok(stat) => (stat.state, stat.flags),
+    let leader = match process.stat() {
+        Ok(stat) => stat,
         Err(procfs::ProcError::NotFound(_)) => return None,
         Err(_) => return Some(unknown),
     };
-    let pending = process.status().is_ok_and(|status| (status.sigpnd | status.shdpnd) & SIGKILL_BIT != 0);
-    let location = location(pid, &process);
+    let rank = |state: char| match state {
+        'D' => 0,
+        'Z' | 'X' => 2,
+        _ => 1,
+    };
+    let mut tid = leader.pid;
+    let (mut state, mut flags) = (leader.state, leader.flags);
+    if leader.num_threads > 1 || rank(state) == 2 {
+        let threads = process.tasks().into_iter().flatten().flatten().filter_map(|task| task.stat().ok());
+        if let Some(worst) = threads.min_by_key(|stat| rank(stat.state)).filter(|stat| rank(stat.state) < rank(state)) {
+            (tid, state, flags) = (worst.pid, worst.state, worst.flags);
+        }
+    }
+    let thread = PathBuf::from(format!("/proc/{pid}/task/{tid}"));
+    let status = std::fs::read_to_string(thread.join("status")).unwrap_or_default();
+    let pending = ["SigPnd:", "ShdPnd:"].iter().any(|key| {
+        let mask = status.lines().find_map(|line| line.strip_prefix(key));
+        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & SIGKILL_BIT != 0)
+    });
+    let location = location(&thread);
     let reason = if is_own(pid) {
         Reason::OwnTask
     } else if location.as_deref() == Some("zap_pid_ns_processes") {
@@ -353,14 +373,11 @@ fn inspect(pid: u32) -> Option<Stuck> {
 }
 
 /// The kernel function, from `wchan` or the top of the stack, else the system call.
-fn location(pid: u32, process: &Process) -> Option<String> {
-    if let Ok(wchan) = process.wchan() {
-        let wchan = wchan.trim();
-        if !wchan.is_empty() && wchan != "0" {
-            return Some(wchan.to_owned());
-        }
+fn location(thread: &Path) -> Option<String> {
+    let read = |file: &str| std::fs::read_to_string(thread.join(file)).ok();
+    if let Some(wchan) = read("wchan").filter(|wchan| !wchan.is_empty() && wchan != "0") {
+        return Some(wchan);
     }
-    let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok();
     // "[<0>] percpu_rwsem_wait+0x10f/0x130"
     let top = read("stack").and_then(|text| {
         let name = text.lines().next()?.split_whitespace().nth(1)?.split('+').next()?;

@@ -2,6 +2,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking, their helpers too")]
 
+pub mod born;
+
 use std::io::{Read as _, Write as _};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -239,6 +241,16 @@ pub fn act() {
             }
             say(&format!("forked {} {answer}", children.len()));
             forever();
+        }
+        // Stands in vfork for ever: the child cannot exec before it has opened a pipe that nobody writes to.
+        "vfork" => {
+            let fifo = std::env::temp_dir().join(name("fifo"));
+            assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+            let mut actions = nix::spawn::PosixSpawnFileActions::init().unwrap();
+            actions.add_open(9, &fifo, nix::fcntl::OFlag::O_RDONLY, nix::sys::stat::Mode::empty()).unwrap();
+            let attributes = nix::spawn::PosixSpawnAttr::init().unwrap();
+            say(&format!("now {}", fifo.display()));
+            let _ = nix::spawn::posix_spawn(c"/bin/true", &actions, &attributes, &[c"true"], &[c""]);
         }
         // One short child after another, each waited for.
         "sequence" => {
