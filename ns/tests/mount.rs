@@ -136,6 +136,22 @@ fn nothing_propagates() {
         })
         .unwrap();
         assert_eq!(list(), before);
+        // A tree copied while it was shared, and the same where the kernel has no call for it.
+        let copied = || {
+            in_child(&Clone::new(Namespaces::MOUNT), || {
+                let tree = mount::clone_tree(CWD, c"/", true).unwrap();
+                let root = new_root();
+                put(&root, c"x", &tree);
+                put(&root, c"x/usr", &tmpfs());
+                mount::pivot(root.as_fd()).unwrap();
+                let mountinfo = fs::read_to_string("/x/proc/self/mountinfo").unwrap();
+                assert!(!mountinfo.contains("shared:") && !mountinfo.contains("master:"), "{mountinfo}");
+            })
+            .unwrap();
+        };
+        copied();
+        without(&[libc::SYS_mount_setattr], libc::ENOSYS, copied);
+        assert_eq!(list(), before);
     })
     .unwrap();
 }

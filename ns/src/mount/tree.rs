@@ -1,18 +1,20 @@
 //! Copying, attaching and entering trees.
 
 use std::ffi::CStr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::CWD;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::error::Errno;
+use crate::sys::{self, Fd, MountAttr};
+use crate::text;
 
 /// A detached copy of what is mounted at `path` below `directory` (a bind mount), with everything mounted below when
 /// `recursive`. An empty `path` means `directory` itself, which may then also be a file.
 ///
-/// The copy has the flags of the original: [`set_attributes`] before [`attach`]. It propagates nothing once
-/// [`enter_root`] or [`make_private`] has been called in the mount namespace where it is attached.
+/// The copy has the flags of the original ([`set_attributes`](super::set_attributes)) but not its propagation: it is
+/// private, so what is mounted here or there later stays there.
 ///
 /// # Errors
 /// `EINVAL` for a mount of another mount namespace, or when not recursive and mounts below are locked; `EPERM`. Linux 5.2;
@@ -21,18 +23,48 @@ pub fn clone_tree(directory: BorrowedFd<'_>, path: &CStr, recursive: bool) -> Re
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_EMPTY_PATH, path.is_empty());
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-    rustix::mount::open_tree(directory, path, flags).map_err(Errno::of)
+    let tree = Fd::from(rustix::mount::open_tree(directory, path, flags).map_err(Errno::of)?);
+    match set_private(tree.as_fd()) {
+        // Without the call `attach` does it, in another way.
+        Err(errno) if !is_missing(errno) => Err(errno),
+        _ => Ok(tree.into_owned()),
+    }
 }
 
-/// Attaches a tree to `target`, which was opened before (`O_PATH`) and is a directory if the tree's top is one, else a file.
+/// `mount_setattr`: no propagation from or to the mounts of a tree, attached or not.
+fn set_private(tree: BorrowedFd<'_>) -> Result<(), Errno> {
+    let propagation = MountPropagationFlags::PRIVATE.bits().into();
+    sys::mount_setattr(tree, true, &MountAttr { propagation, ..MountAttr::default() })
+}
+
+/// No such call in this kernel, or none that a seccomp filter lets through.
+fn is_missing(errno: Errno) -> bool {
+    matches!(errno.raw(), libc::ENOSYS | libc::EPERM)
+}
+
+/// Attaches a tree, made private, to `target`, which was opened before (`O_PATH`) and is a directory if the tree's top is one, else a file.
 ///
 /// # Errors
 /// `EINVAL` when one is a directory and the other is not, or when `target` is not in the caller's mount namespace (a
 /// detached one only since Linux 6.15); `EPERM`. Linux 5.2; man page: move_mount(2).
 pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(tree, c"", target, c"", flags).map_err(Errno::of)
+    move_mount(tree, target, c"", MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)
 }
+
+fn move_mount(tree: BorrowedFd<'_>, target: BorrowedFd<'_>, path: &CStr, flags: MoveMountFlags) -> Result<(), Errno> {
+    let private = set_private(tree);
+    let flags = flags | MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(tree, c"", target, path, flags).map_err(Errno::of)?;
+    match private {
+        // Once attached, the old way works too.
+        Err(errno) if is_missing(errno) => {
+            rustix::mount::mount_change(text::descriptor_path(tree)?.as_c_str(), PRIVATE).map_err(Errno::of)
+        }
+        result => result,
+    }
+}
+
+const PRIVATE: MountPropagationFlags = MountPropagationFlags::PRIVATE.union(MountPropagationFlags::REC);
 
 /// Stops propagation between the caller's mount namespace and others, in both directions, for all mounts.
 ///
@@ -41,8 +73,7 @@ pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno>
 /// # Errors
 /// `EINVAL` when the caller's root directory is no mount point (a chroot).
 pub fn make_private() -> Result<(), Errno> {
-    let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change(c"/", flags).map_err(Errno::of)
+    rustix::mount::mount_change(c"/", PRIVATE).map_err(Errno::of)
 }
 
 /// [Makes all mounts private](make_private) and attaches `tree` over the root directory. Paths still begin at the old root;
@@ -52,7 +83,7 @@ pub fn make_private() -> Result<(), Errno> {
 /// As [`make_private`] and [`attach`].
 pub fn attach_root(tree: BorrowedFd<'_>) -> Result<(), Errno> {
     make_private()?;
-    rustix::mount::move_mount(tree, c"", CWD, c"/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(Errno::of)
+    move_mount(tree, CWD, c"/", MoveMountFlags::empty())
 }
 
 /// Makes an attached `tree` the root directory and the current directory, and detaches the old root with all below it:
