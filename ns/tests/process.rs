@@ -311,3 +311,99 @@ fn entering_several_at_once() {
     let gone = ns::enter_all(born.pidfd.as_fd(), wanted);
     assert_eq!(gone, Err(Errno::from_raw(libc::ESRCH)));
 }
+
+/// A directory of ours in a cgroup v2 hierarchy, beside our own cgroup or at its top.
+fn own_cgroup(name: &str) -> Result<std::path::PathBuf, String> {
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
+    let mount = mountinfo.lines().find(|line| line.contains(" - cgroup2 ")).ok_or("no cgroup2 mount")?;
+    let top = std::path::PathBuf::from(mount.split(' ').nth(4).unwrap_or_default());
+    let own = fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let directory = top.join(own).join(format!("sandbox-ns-{name}-{}", std::process::id()));
+    fs::create_dir(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+    Ok(directory)
+}
+
+#[test]
+fn born_in_a_cgroup() {
+    let directory = own_cgroup("born");
+    require!("born_in_a_cgroup", directory.is_ok(), "a writable cgroup v2 directory", directory.unwrap_err());
+    let directory = directory.unwrap();
+    let fd = fs::File::open(&directory).unwrap();
+    let mut own = String::new();
+    let born = in_child(&plain().into_cgroup(fd.as_fd()), || own = fs::read_to_string("/proc/self/cgroup").unwrap());
+    let removed = fs::remove_dir(&directory);
+    let gone = spawn_exit(&plain().into_cgroup(fd.as_fd()), &mut Stack::new(0).unwrap(), 0);
+    let name = directory.file_name().unwrap().to_str().unwrap();
+    let denied = born.as_ref().is_err_and(|error| error.contains("Permission denied"));
+    require!("born_in_a_cgroup", !denied, "write access to the common ancestor's cgroup.procs", born.unwrap_err());
+    assert_eq!(born, Ok(()));
+    assert!(own.lines().any(|line| line.starts_with("0::") && line.ends_with(name)), "{own}");
+    removed.unwrap();
+    let gone = gone.unwrap_err();
+    assert!(matches!(gone.errno(), Some(libc::ENODEV | libc::ENOENT)), "{gone}");
+}
+
+#[test]
+fn hidden_clone3_is_named() {
+    for (denied, word) in [(libc::ENOSYS, "seccomp"), (libc::EPERM, "seccomp")] {
+        common::without(&[libc::SYS_clone3], denied, || {
+            let mask = ns::set_signal_mask(1 << 9).unwrap();
+            let error = spawn_exit(&plain(), &mut Stack::new(0).unwrap(), 0).unwrap_err();
+            assert_eq!(error.errno(), Some(denied));
+            assert!(error.hint().unwrap().contains(word), "{error}");
+            assert_eq!(ns::set_signal_mask(mask).unwrap(), 1 << 9, "restored after an error, too");
+        });
+    }
+}
+
+#[test]
+fn process_limit_is_named() {
+    require!("process_limit_is_named", uid() != 0, "a uid that limits count for", uid());
+    // Of a child with a limit of its own: ours is the whole program's.
+    in_child(&plain(), || {
+        let one = rustix::process::Rlimit { current: Some(1), maximum: Some(1) };
+        rustix::process::setrlimit(rustix::process::Resource::Nproc, one).unwrap();
+        let error = spawn_exit(&plain(), &mut Stack::new(0).unwrap(), 0).unwrap_err();
+        assert_eq!(error.errno(), Some(libc::EAGAIN));
+        assert!(error.hint().unwrap().contains("RLIMIT_NPROC"), "{error}");
+    })
+    .unwrap();
+}
+
+#[test]
+fn child_side_functions_fit_the_smallest_stack() {
+    struct Job {
+        answers: [Option<Errno>; 4],
+    }
+    unsafe extern "C" fn child(argument: *mut c_void) -> ! {
+        use ns::mount::{Attributes, set_attributes};
+        use ns::path::{Open, create_dir_in_root, create_file_in_root, open_in_root};
+        // SAFETY: the `Job` of the sleeping parent.
+        let job = unsafe { &mut *argument.cast::<Job>() };
+        let path = c"usr/../usr/bin/../../proc/self/../1/../../no such/../file";
+        job.answers = [
+            open_in_root(rustix::fs::CWD, path, Open::PATH).err(),
+            create_dir_in_root(rustix::fs::CWD, c"proc/1/no/../such", 0o755).err(),
+            create_file_in_root(rustix::fs::CWD, c"proc/no such file", 0o644).err(),
+            // Of the whole mount tree, without the right to: it is listed and refused.
+            set_attributes(rustix::fs::CWD, Attributes::empty(), Attributes::empty(), true).err(),
+        ];
+        ns::exit(0)
+    }
+    common::without(&[libc::SYS_openat2, libc::SYS_mount_setattr], libc::ENOSYS, || {
+        in_child(&plain(), || {
+            std::env::set_current_dir("/").unwrap();
+            let mut job = Job { answers: [None; 4] };
+            let mut stack = Stack::new(0).unwrap();
+            let clone = Clone::new(if uid() == 0 { Namespaces::MOUNT } else { Namespaces::empty() });
+            // SAFETY: `job` lives until `spawn` returns.
+            let born = unsafe { clone.spawn(&mut stack, child, (&raw mut job).cast()) }.unwrap();
+            let status = born.pidfd.reap().unwrap().unwrap();
+            assert!(status.success(), "{status}");
+            assert_eq!(job.answers[0], Some(Errno::from_raw(libc::ENOENT)));
+            assert!(job.answers[1].is_some() && job.answers[2].is_some(), "proc creates nothing");
+        })
+        .unwrap();
+    });
+}
