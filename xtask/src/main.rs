@@ -3,6 +3,7 @@
 //! They check the workspace on this machine (`host`), and on other kernels, booted in guests.
 
 mod cargo;
+mod enosys;
 mod error;
 mod guest;
 mod host;
@@ -58,6 +59,13 @@ enum Command {
     },
     /// Runs the kernel tests, or a command, in every combination of kernel, cgroup layout and user.
     Matrix(matrix::Arguments),
+    /// Runs a command for which named system calls answer ENOSYS, or another error.
+    Enosys {
+        /// E.g. `clone3,close_range=EPERM`.
+        calls: String,
+        #[arg(last = true, required = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
     #[command(hide = true)]
     KeepGuest,
     #[command(hide = true)]
@@ -79,6 +87,7 @@ fn main() -> ExitCode {
         }
         Command::Guest { kernel: Some(kernel), options, command, .. } => guest(kernel, &options, command),
         Command::Guest { kernel: None, .. } => Err(Error::new("no kernel")),
+        Command::Enosys { calls, command } => Err(enosys::run(&calls, &command)),
         Command::KeepGuest => return guest::keep(),
         Command::FirstProcess { argv } => return guest::first_process(&argv),
     };

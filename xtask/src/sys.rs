@@ -7,8 +7,10 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::ptr;
 
 use rustix::thread::UnshareFlags;
+use seccompiler::sock_filter;
 
 /// New namespaces for this process (a new pid namespace: for its children).
 pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
@@ -34,5 +36,15 @@ pub(crate) fn set_read_only_recursive(path: &CStr) -> io::Result<()> {
             size_of::<libc::mount_attr>(),
         )
     };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Installs a seccomp filter for this thread and what it starts. seccomp(2), `SECCOMP_SET_MODE_FILTER`.
+pub(crate) fn install_filter(filter: &[sock_filter]) -> io::Result<()> {
+    let len = u16::try_from(filter.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // The kernel's type and the compiler's have the same four fields in the same order (linux/filter.h).
+    let program = libc::sock_fprog { len, filter: ptr::from_ref(filter).cast_mut().cast() };
+    // SAFETY: `program` names `len` instructions that outlive the call; the kernel copies and checks them before use.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
