@@ -4,9 +4,12 @@
 
 use std::process::ExitCode;
 
-use comfy_table::Table;
+use comfy_table::{ContentArrangement, Table};
 use sandbox::Sandbox;
 use sandbox_examples::json;
+
+/// Columns of the table.
+const WIDTH: u16 = 120;
 
 fn main() -> ExitCode {
     let support = Sandbox::probe();
@@ -15,7 +18,9 @@ fn main() -> ExitCode {
         None => {
             let mut table = Table::new();
             table
-                .load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY)
+                .load_preset(comfy_table::presets::NOTHING)
+                .set_content_arrangement(ContentArrangement::Dynamic)
+                .set_width(WIDTH)
                 .set_header(["feature", "state", "detail", "fix"]);
             for finding in &support.findings {
                 table.add_row([&finding.feature.to_string(), finding.state.name(), &finding.detail, &finding.fix]);

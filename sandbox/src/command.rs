@@ -197,7 +197,7 @@ impl Command {
 
     fn launch(&mut self, usual: Kind, notify_started: bool) -> Result<Child, Error> {
         let (running, fresh) = match &self.place {
-            Place::Fresh(sandbox) => (sandbox.start_running(false)?, true),
+            Place::Fresh(sandbox) => (sandbox.running(false)?, true),
             Place::Running(running) => (Arc::clone(running), false),
         };
         let inner = &running.sandbox.inner;

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use cgroup::Cgroup;
-use ns::{Born, PidFd};
+use ns::PidFd;
 use userns::Lease;
 
 use crate::init::{Handle, Waited, protocol};
-use crate::keeper::{self, Grave};
+use crate::keeper::{self, Burials, Grave};
 use crate::outcome::{End, Usage};
 use crate::resources::Counters;
 use crate::{Command, Enforcement, Error, Sandbox};
@@ -127,6 +127,40 @@ impl From<cgroup::Stuck> for Stuck {
     }
 }
 
+/// An instance that was started and that nobody uses yet.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) handle: Handle,
+    pub(crate) init: Arc<PidFd>,
+    pub(crate) init_pid: u32,
+    pub(crate) cgroup: Option<Cgroup>,
+    pub(crate) lease: Option<Lease>,
+    pub(crate) enforcement: Arc<[Enforcement]>,
+    pub(crate) burials: Arc<Burials>,
+}
+
+impl Parts {
+    /// Waits for init's word that it is hardened; takes it down if that does not come.
+    pub(crate) fn wait_ready(self) -> Result<Self, Error> {
+        let error = match self.handle.wait(0, Some(Instant::now() + READY_TIMEOUT)) {
+            Ok(Waited::Answer(answer)) if answer.reply.kind == protocol::READY => return Ok(self),
+            Ok(Waited::Answer(answer)) => broken(&answer.reply),
+            Ok(Waited::TimedOut | Waited::Ended) => Error::Ended { during: "it was being started" },
+            Err(error) => error,
+        };
+        keeper::bury(self.into_grave());
+        Err(error)
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        !self.init.is_dead().unwrap_or(true)
+    }
+
+    pub(crate) fn into_grave(self) -> Grave {
+        Grave { init: self.init, cgroup: self.cgroup, lease: self.lease, burials: self.burials }
+    }
+}
+
 /// What an instance holds. When the last handle goes, it goes.
 #[derive(Debug)]
 pub(crate) struct Running {
@@ -148,34 +182,18 @@ const NO_CAUSE: u8 = u8::MAX;
 const CAUSES: [End; 4] = [End::Killed, End::WallTime, End::CpuTime, End::Output];
 
 impl Running {
-    pub(crate) fn new(
-        sandbox: Sandbox,
-        handle: Handle,
-        born: Born,
-        cgroup: Option<Cgroup>,
-        lease: Option<Lease>,
-        enforcement: Arc<[Enforcement]>,
-    ) -> Self {
+    pub(crate) fn new(sandbox: &Sandbox, parts: Parts) -> Self {
         Self {
-            sandbox,
-            handle,
-            init_pid: born.pid.get(),
-            init: Arc::new(born.pidfd),
-            cgroup,
-            lease,
-            enforcement,
+            sandbox: sandbox.clone(),
+            handle: parts.handle,
+            init: parts.init,
+            init_pid: parts.init_pid,
+            cgroup: parts.cgroup,
+            lease: parts.lease,
+            enforcement: parts.enforcement,
             since: Instant::now(),
             serial: AtomicU32::new(1),
             cause: AtomicU8::new(NO_CAUSE),
-        }
-    }
-
-    /// Waits for init's word that it is hardened.
-    pub(crate) fn wait_ready(&self) -> Result<(), Error> {
-        match self.handle.wait(0, Some(Instant::now() + READY_TIMEOUT))? {
-            Waited::Answer(answer) if answer.reply.kind == protocol::READY => Ok(()),
-            Waited::Answer(answer) => Err(broken(&answer.reply)),
-            Waited::TimedOut | Waited::Ended => Err(Error::Ended { during: "it was being started" }),
         }
     }
 

@@ -36,6 +36,8 @@ const DEFAULT_RLIMITS: [(Resource, u64); 3] =
     [(Resource::Nofile, 1024), (Resource::Core, 0), (Resource::Memlock, 64 << 10)];
 /// Longest host name (`__NEW_UTS_LEN`).
 const HOSTNAME_MAX: usize = 64;
+/// More instances in waiting would mostly hold memory (about 300 KiB each).
+const PREPARED_MAX: usize = 4096;
 /// The kernel's bounds of a bandwidth period.
 const PERIOD_MIN: Duration = Duration::from_millis(1);
 const PERIOD_MAX: Duration = Duration::from_secs(1);
@@ -63,6 +65,7 @@ pub struct Plan {
     pub(crate) output_max: Option<u64>,
     pub(crate) env: BTreeMap<OsString, OsString>,
     pub(crate) state_dir: Option<PathBuf>,
+    pub(crate) prepared: usize,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -88,8 +91,12 @@ impl Plan {
             output_max: options.output_max,
             env: options.env.clone(),
             state_dir: options.state_dir.clone(),
+            prepared: options.prepared,
             warnings: Vec::new(),
         };
+        if options.prepared > PREPARED_MAX {
+            return Err(Error::invalid("prepared", format!("at most {PREPARED_MAX}")));
+        }
         plan.check_mounts(options)?;
         check_environment(&options.env)?;
         for feature in FOUNDATION {

@@ -86,9 +86,12 @@ impl Resources {
         });
         let (parent, cgroup) = match (group, first_required) {
             (Ok(found), _) => found,
-            (Err(error), Some(feature)) => return Err(unsupported(feature, &error)),
+            (Err(error), Some(feature)) => {
+                let (why, fix) = explain(&error);
+                return Err(Error::unsupported(feature, why, fix));
+            }
             (Err(error), None) => {
-                without_groups(plan, &error.to_string())?;
+                without_groups(plan, &explain(&error))?;
                 return Ok(None);
             }
         };
@@ -108,17 +111,24 @@ impl Resources {
     }
 }
 
-fn unsupported(feature: Feature, error: &cgroup::Error) -> Error {
-    let fix = error.hint().map_or_else(|| FIX.to_owned(), |hint| format!("{hint}; or `prefer` the feature"));
-    Error::unsupported(feature, error.to_string(), fix)
+/// The cause and the fix of a refusal, apart.
+fn explain(error: &cgroup::Error) -> (String, String) {
+    let text = error.to_string();
+    match error.hint() {
+        None => (text, FIX.to_owned()),
+        Some(hint) => {
+            let cause = text.strip_suffix(&format!(" (hint: {hint})")).unwrap_or(&text).to_owned();
+            (cause, format!("{hint}; or `prefer` the feature"))
+        }
+    }
 }
 
 /// No group can be made, and nobody insisted: what remains of each feature.
-fn without_groups(plan: &mut Plan, why: &str) -> Result<(), Error> {
+fn without_groups(plan: &mut Plan, (why, fix): &(String, String)) -> Result<(), Error> {
     for (feature, ..) in FEATURES {
         let mode = plan.mode(feature);
         if mode != Mode::Off {
-            let entry = Enforcement::wanted(feature, mode, plan.requested(feature)).not(why.to_owned(), FIX);
+            let entry = Enforcement::wanted(feature, mode, plan.requested(feature)).not(why.clone(), fix.clone());
             let entry = weaker(plan, entry).check()?;
             plan.set(entry);
         }
@@ -153,10 +163,10 @@ fn try_limits(plan: &mut Plan, group: &Group) -> Result<(Limits, cgroup::Applied
                     plan.set(entry.by(value, by));
                     continue;
                 }
-                None => "no cgroup here counts CPU time".to_owned(),
+                None => ("no cgroup here counts CPU time".to_owned(), FIX.to_owned()),
             }
         } else if controller.is_some_and(|controller| cgroup.version_of(controller).is_none()) {
-            "the controller is not available here".to_owned()
+            ("the controller is not available here".to_owned(), FIX.to_owned())
         } else {
             let mut more = limits.clone();
             put(&mut more, plan, feature, value);
@@ -165,10 +175,10 @@ fn try_limits(plan: &mut Plan, group: &Group) -> Result<(Limits, cgroup::Applied
                     limits = more;
                     continue;
                 }
-                Err(error) => error.to_string(),
+                Err(error) => explain(&error),
             }
         };
-        let entry = weaker(plan, entry.not(refused, FIX)).check()?;
+        let entry = weaker(plan, entry.not(refused.0, refused.1)).check()?;
         plan.set(entry);
     }
     let applied = cgroup.set(&limits)?;

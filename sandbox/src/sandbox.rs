@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,10 +16,11 @@ use crate::harden::seccomp;
 use crate::host::{self, Privilege};
 use crate::identity::Identity;
 use crate::init::{Handle, protocol};
-use crate::instance::{Instance, Running};
+use crate::instance::{Instance, Parts, Running};
 use crate::keeper::{self, Burials};
 use crate::outcome::Leftover;
 use crate::plan::Plan;
+use crate::pool::{Pool, PoolStats};
 use crate::resources::{self, Group, Resources};
 use crate::rootfs::{self, Rootfs};
 use crate::spawn::{self, Refused, Start};
@@ -37,7 +39,30 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// [`close`](Self::close) tells what could not be.
 #[derive(Clone)]
 pub struct Sandbox {
-    pub(crate) inner: Arc<Inner>,
+    pub(crate) inner: Arc<Handles>,
+}
+
+/// The last of the handles takes the sandbox down. Threads of the pool hold [`Inner`] alone, so none of them is ever last.
+pub(crate) struct Handles(Arc<Inner>);
+
+impl Deref for Handles {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl Drop for Handles {
+    fn drop(&mut self) {
+        // A copy in a fork of the host program takes nothing down; the keeper must not wait for itself.
+        if std::process::id() == self.pid {
+            self.close_pool();
+            if !keeper::is_current_thread() {
+                drop(self.burials.wait(CLOSE_TIMEOUT));
+            }
+        }
+    }
 }
 
 /// What all handles share.
@@ -52,6 +77,8 @@ pub(crate) struct Inner {
     namespaces: Namespaces,
     /// The message that init hardens itself by.
     config: Vec<u8>,
+    /// The same, and to say so.
+    config_ready: Vec<u8>,
     init: OwnedFd,
     pub(crate) null: OwnedFd,
     own_pidfd: OwnedFd,
@@ -63,6 +90,7 @@ pub(crate) struct Inner {
     name: String,
     /// What every start enforces, unless it says otherwise.
     report: Arc<[Enforcement]>,
+    pool: Option<Pool>,
 }
 
 /// Tells the instances of this process apart.
@@ -137,10 +165,12 @@ impl Sandbox {
         steps.push(Step::KeepCapabilities);
         steps.push(Step::ExecuteInit);
         keeper::prepare()?;
-        let config = init_config(&plan, &identity)?;
+        let config = init_config(&plan, &identity, 0)?;
+        let config_ready = init_config(&plan, &identity, protocol::NOTIFY_READY)?;
+        let pool = (plan.prepared > 0).then(|| Pool::new(plan.prepared));
         let report = plan.features.as_slice().into();
-        Ok(Self {
-            inner: Arc::new(Inner {
+        let sandbox = Self {
+            inner: Arc::new(Handles(Arc::new(Inner {
                 plan,
                 identity,
                 resources,
@@ -149,6 +179,7 @@ impl Sandbox {
                 template,
                 namespaces,
                 config,
+                config_ready,
                 init: host::init_memfd()?,
                 null: host::null()?,
                 own_pidfd: host::own_pidfd()?,
@@ -157,8 +188,13 @@ impl Sandbox {
                 pid,
                 name,
                 report,
-            }),
-        })
+                pool,
+            }))),
+        };
+        if let Some(pool) = &sandbox.inner.pool {
+            pool.fill(&sandbox.inner.0)?;
+        }
+        Ok(sandbox)
     }
 
     /// A command that runs in a fresh instance of its own, which ends with it.
@@ -173,12 +209,17 @@ impl Sandbox {
     /// # Errors
     /// [`Error::Setup`] names the step, the path and the errno; nothing is left behind then.
     pub fn start(&self) -> Result<Instance, Error> {
-        Ok(Instance::new(self.start_running(true)?))
+        Ok(Instance::new(self.running(true)?))
     }
 
     /// What was asked for, and by which mechanisms it will be enforced.
     pub fn plan(&self) -> &Plan {
         &self.inner.plan
+    }
+
+    /// How the pool of prepared instances has served; all zero without one.
+    pub fn pool_stats(&self) -> PoolStats {
+        self.inner.pool.as_ref().map(Pool::stats).unwrap_or_default()
     }
 
     /// Waits, at most five seconds, until everything that ended instances held is taken away. What could not be: cgroups
@@ -187,58 +228,78 @@ impl Sandbox {
     /// Instances and children that are still held by somebody go on.
     #[must_use = "it tells what is left behind"]
     pub fn close(self) -> Vec<Leftover> {
+        self.inner.close_pool();
         self.inner.burials.wait(CLOSE_TIMEOUT)
     }
 
-    /// Starts an instance: ids, cgroup, limits read back, then the process.
-    pub(crate) fn start_running(&self, wait_ready: bool) -> Result<Arc<Running>, Error> {
-        let inner = &self.inner;
-        if std::process::id() != inner.pid {
+    /// An instance for one user: from the pool if one is ready there, else started now.
+    pub(crate) fn running(&self, wait_ready: bool) -> Result<Arc<Running>, Error> {
+        let parts = match self.inner.pool.as_ref().and_then(Pool::take) {
+            Some(parts) => parts,
+            None if wait_ready => self.inner.make(true)?.wait_ready()?,
+            None => self.inner.make(false)?,
+        };
+        Ok(Arc::new(Running::new(self, parts)))
+    }
+}
+
+impl Inner {
+    fn close_pool(&self) {
+        if let Some(pool) = &self.pool {
+            pool.close(CLOSE_TIMEOUT);
+        }
+    }
+
+    /// Starts an instance: ids, cgroup, limits read back, then the process. With `notify_ready` init will say when it is
+    /// hardened; else the answer to the first request tells.
+    pub(crate) fn make(&self, notify_ready: bool) -> Result<Parts, Error> {
+        if std::process::id() != self.pid {
             return Err(Error::invalid("sandbox", "a forked process must build its own"));
         }
-        let name = format!("{}{}", inner.name, next_instance());
-        let ids = inner.identity.take(&name)?;
-        let group = inner.resources.as_ref().map(|resources| resources.group(&name)).transpose()?;
+        let name = format!("{}{}", self.name, next_instance());
+        let ids = self.identity.take(&name)?;
+        let group = self.resources.as_ref().map(|resources| resources.group(&name)).transpose()?;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(|error| Error::setup("make a socket", error))?;
-        crate::init::send(ours.as_fd(), &inner.config, &[])
+        let config = if notify_ready { &self.config_ready } else { &self.config };
+        crate::init::send(ours.as_fd(), config, &[])
             .map_err(|error| Error::setup("send init its configuration", error))?;
         let cgroup = group.as_ref().and_then(Group::cgroup);
         let join: Vec<_> = cgroup.map(|cgroup| cgroup.join_fds().collect()).unwrap_or_default();
-        let mut context = Context::new(&inner.binds);
+        let mut context = Context::new(&self.binds);
         context.join = &join;
-        context.template = inner.template.as_ref().map(AsFd::as_fd);
+        context.template = self.template.as_ref().map(AsFd::as_fd);
         context.user_namespace = Some(ids.namespace.as_fd());
         context.init = Some(crate::sys::InitFds {
-            program: inner.init.as_fd(),
-            null: inner.null.as_fd(),
+            program: self.init.as_fd(),
+            null: self.null.as_fd(),
             socket: theirs.as_fd(),
-            host: inner.own_pidfd.as_fd(),
+            host: self.own_pidfd.as_fd(),
             lease: ids.lease.as_ref().map(userns::Lease::lock_fd),
         });
-        let within = inner.template.is_none().then(|| ids.namespace.as_fd());
+        let within = self.template.is_none().then(|| ids.namespace.as_fd());
         let started = spawn::start(Start {
-            namespaces: inner.namespaces,
-            steps: &inner.steps,
-            binds: &inner.binds,
+            namespaces: self.namespaces,
+            steps: &self.steps,
+            binds: &self.binds,
             context,
             into_cgroup: cgroup.and_then(cgroup::Cgroup::unified),
             within,
         });
         drop(join);
         let (born, refused) = started?;
-        let report = inner.report(group.as_ref().and_then(|group| group.differs.as_ref()), &refused);
-        let cgroup = group.and_then(Group::into_cgroup);
-        let running = Running::new(self.clone(), Handle::new(ours), born, cgroup, ids.lease, report);
-        let running = Arc::new(running);
-        if wait_ready {
-            running.wait_ready()?;
-        }
-        Ok(running)
+        let enforcement = self.report(group.as_ref().and_then(|group| group.differs.as_ref()), &refused);
+        Ok(Parts {
+            handle: Handle::new(ours),
+            init_pid: born.pid.get(),
+            init: Arc::new(born.pidfd),
+            cgroup: group.and_then(Group::into_cgroup),
+            lease: ids.lease,
+            enforcement,
+            burials: Arc::clone(&self.burials),
+        })
     }
-}
 
-impl Inner {
     /// The report of one start: the plan's, unless something came out differently.
     fn report(&self, differs: Option<&cgroup::Applied>, refused: &Refused) -> Arc<[Enforcement]> {
         let refused =
@@ -254,14 +315,6 @@ impl Inner {
             return Arc::clone(&self.report);
         }
         resources::with_entries(&self.report, changed)
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if std::process::id() == self.pid && !keeper::is_current_thread() {
-            drop(self.burials.wait(CLOSE_TIMEOUT));
-        }
     }
 }
 
@@ -335,7 +388,7 @@ fn warn_of_binds(plan: &mut Plan) {
 }
 
 /// The message by which init hardens itself.
-fn init_config(plan: &Plan, identity: &Identity) -> Result<Vec<u8>, Error> {
+fn init_config(plan: &Plan, identity: &Identity, notify_ready: u32) -> Result<Vec<u8>, Error> {
     let wanted = |feature, flag| if plan.mode(feature) == Mode::Off { 0 } else { flag };
     let filter = match plan.mode(Feature::Seccomp) {
         Mode::Off => None,
@@ -348,7 +401,8 @@ fn init_config(plan: &Plan, identity: &Identity) -> Result<Vec<u8>, Error> {
     let (uid, gid) = identity.init_ids().unwrap_or_default();
     let config = protocol::Config {
         version: protocol::VERSION,
-        flags: wanted(Feature::NoNewPrivs, protocol::NO_NEW_PRIVS)
+        flags: notify_ready
+            | wanted(Feature::NoNewPrivs, protocol::NO_NEW_PRIVS)
             | wanted(Feature::Capabilities, protocol::DROP_CAPABILITIES)
             | if identity.is_single() { 0 } else { protocol::SET_GROUPS | protocol::TAKE_IDS },
         uid,

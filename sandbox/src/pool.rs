@@ -1,0 +1,224 @@
+//! Instances started ahead, each used once.
+//!
+//! A start costs hundreds of microseconds, and on cgroup v1 milliseconds after a quiet spell; a program in an instance that
+//! waits costs little more than posix_spawn(3). Threads of the pool start instances in the background; a taker gets one
+//! that nobody used, or, when there is none, starts its own: slower, but the same.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use crate::instance::Parts;
+use crate::sandbox::Inner;
+use crate::{Error, keeper};
+
+/// After so long without a taker the pool shrinks to its low water mark.
+const QUIET: Duration = Duration::from_secs(30);
+/// A start that fails is tried again after this, twice as late each time.
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+const BACKOFF_LAST: Duration = Duration::from_secs(10);
+/// Threads that start instances: more only wait for each other in the kernel.
+const THREADS_MAX: usize = 4;
+
+/// How a pool has served so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolStats {
+    /// Instances that wait at this moment.
+    pub ready: usize,
+    /// How many the pool is filling up to.
+    pub target: usize,
+    /// Takers that got an instance at once.
+    pub hits: u64,
+    /// Takers that had to start their own.
+    pub misses: u64,
+    /// Instances that were found dead when they were to be taken.
+    pub stale: u64,
+}
+
+/// The instances of one sandbox that wait for a program.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// High water mark: what the caller asked for.
+    size: usize,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    stale: AtomicU64,
+}
+
+#[derive(Debug)]
+struct State {
+    ready: VecDeque<Parts>,
+    /// Being started.
+    coming: usize,
+    target: usize,
+    last_taken: Instant,
+    /// The sandbox is gone; nothing more is to be started.
+    closed: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pool {
+    pub(crate) fn new(size: usize) -> Self {
+        let state =
+            State { ready: VecDeque::new(), coming: 0, target: size, last_taken: Instant::now(), closed: false };
+        let shared = Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            size,
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            stale: AtomicU64::new(0),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Starts the threads that fill it. They hold the sandbox only while they start an instance.
+    pub(crate) fn fill(&self, sandbox: &Arc<Inner>) -> Result<(), Error> {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        for _ in 0..cpus.min(THREADS_MAX).min(self.shared.size) {
+            let (shared, sandbox) = (Arc::clone(&self.shared), Arc::downgrade(sandbox));
+            std::thread::Builder::new()
+                .name("sandbox-pool".to_owned())
+                .spawn(move || refill(&shared, &sandbox))
+                .map_err(|error| Error::setup("start a thread of the pool", error))?;
+        }
+        Ok(())
+    }
+
+    /// An instance that nobody used, if one is ready.
+    pub(crate) fn take(&self) -> Option<Parts> {
+        let shared = &self.shared;
+        let mut state = shared.lock();
+        state.last_taken = Instant::now();
+        let grown = state.target < shared.size;
+        state.target = shared.size;
+        loop {
+            let Some(parts) = state.ready.pop_front() else {
+                drop(state);
+                shared.misses.fetch_add(1, Ordering::Relaxed);
+                shared.changed.notify_all();
+                return None;
+            };
+            if parts.is_alive() {
+                drop(state);
+                shared.hits.fetch_add(1, Ordering::Relaxed);
+                if grown {
+                    shared.changed.notify_all()
+                } else {
+                    shared.changed.notify_one()
+                }
+                return Some(parts);
+            }
+            shared.stale.fetch_add(1, Ordering::Relaxed);
+            keeper::bury(parts.into_grave());
+        }
+    }
+
+    pub(crate) fn stats(&self) -> PoolStats {
+        let state = self.shared.lock();
+        PoolStats {
+            ready: state.ready.len(),
+            target: state.target,
+            hits: self.shared.hits.load(Ordering::Relaxed),
+            misses: self.shared.misses.load(Ordering::Relaxed),
+            stale: self.shared.stale.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Starts nothing more, takes down what waits, and waits itself, at most `timeout`, for what is being started.
+    pub(crate) fn close(&self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.shared.lock();
+        state.closed = true;
+        let waiting = std::mem::take(&mut state.ready);
+        drop(state);
+        self.shared.changed.notify_all();
+        waiting.into_iter().for_each(|parts| keeper::bury(parts.into_grave()));
+        let mut state = self.shared.lock();
+        while state.coming > 0 {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
+            state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// One thread of a pool, until the sandbox is gone.
+fn refill(shared: &Shared, sandbox: &Weak<Inner>) {
+    let mut backoff = BACKOFF_FIRST;
+    while wait_for_demand(shared) {
+        let made = match sandbox.upgrade() {
+            Some(inner) => inner.make(true).and_then(Parts::wait_ready),
+            None => Err(Error::Ended { during: "an instance was being prepared" }),
+        };
+        let mut state = shared.lock();
+        match made {
+            Ok(parts) if state.closed => {
+                keeper::bury(parts.into_grave());
+                state.coming -= 1;
+                shared.changed.notify_all();
+            }
+            Ok(parts) => {
+                backoff = BACKOFF_FIRST;
+                state.coming -= 1;
+                state.ready.push_back(parts);
+            }
+            Err(_) => {
+                // A taker starts its own meanwhile and gets the error itself.
+                state.coming -= 1;
+                shared.changed.notify_all();
+                let pause = backoff;
+                backoff = (backoff * 2).min(BACKOFF_LAST);
+                let until = Instant::now() + pause;
+                while !state.closed && Instant::now() < until {
+                    let left = until.saturating_duration_since(Instant::now());
+                    state = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+        }
+    }
+}
+
+/// Waits until one more instance is wanted; false when the sandbox is gone. Shrinks the pool after a quiet time.
+fn wait_for_demand(shared: &Shared) -> bool {
+    let mut state = shared.lock();
+    loop {
+        if state.closed {
+            return false;
+        }
+        if state.ready.len() + state.coming < state.target {
+            state.coming += 1;
+            return true;
+        }
+        let quiet_for = state.last_taken.elapsed();
+        let low = (shared.size / 4).max(1);
+        if quiet_for >= QUIET && state.target > low {
+            state.target = low;
+            let surplus = state.ready.len().saturating_sub(low);
+            let ended: Vec<Parts> = state.ready.drain(..surplus).collect();
+            drop(state);
+            ended.into_iter().for_each(|parts| keeper::bury(parts.into_grave()));
+            state = shared.lock();
+            continue;
+        }
+        state = if state.target > low {
+            let left = QUIET.saturating_sub(quiet_for);
+            shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+        } else {
+            shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+        };
+    }
+}
