@@ -131,11 +131,15 @@ impl Words for Option<Errno> {
     }
 }
 
-/// How many KiB of the region lie in swap.
+/// How many KiB lie in swap of the mapping that the region is in; the kernel may have joined it with its neighbours.
 fn swapped(region: &Region) -> Result<u64, Box<dyn Error>> {
     let maps = fs::read_to_string("/proc/self/smaps")?;
-    let start = format!("{:x}-", region.address());
-    let mut lines = maps.lines().skip_while(|line| !line.starts_with(&start));
+    let number = |text: &str| usize::from_str_radix(text, 16).ok();
+    let holds = |line: &str| {
+        let (start, end) = line.split(' ').next()?.split_once('-')?;
+        Some((number(start)?..number(end)?).contains(&region.address()))
+    };
+    let mut lines = maps.lines().skip_while(|line| holds(line) != Some(true));
     let line = lines.find(|line| line.starts_with("Swap:")).ok_or("the region is not in /proc/self/smaps")?;
     Ok(line.split_ascii_whitespace().nth(1).unwrap_or_default().parse()?)
 }
