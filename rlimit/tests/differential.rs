@@ -13,6 +13,7 @@ use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rlimit::limits_conf::{Denial, Flavor, Login, Resolved, Resolver};
 
@@ -21,6 +22,9 @@ use rustix::thread::CapabilitySet;
 
 const NAME: &str = "differential_with_the_real_pam_limits";
 const CONFIGURATIONS: u64 = 600;
+/// A guest without KVM is a hundred times slower: there the first hundred and so many seconds must do.
+const FEWEST: u64 = 100;
+const LONGEST: Duration = Duration::from_secs(20);
 const INSIDE: &str = "SANDBOX_RLIMIT_INSIDE";
 
 #[test]
@@ -50,7 +54,8 @@ fn differential_with_the_real_pam_limits() {
     let refused = error.contains("unshare: ");
     require!(NAME, !refused, "mount and pid namespaces", error);
     assert!(output.status.success(), "{text}{error}");
-    println!("{}", text.lines().find(|line| line.starts_with("differential")).unwrap());
+    // With one CPU libtest puts the name of the test before it, on the same line.
+    println!("{}", text[text.find("differential: ").unwrap()..].lines().next().unwrap());
 }
 
 fn release() -> String {
@@ -91,7 +96,13 @@ fn inside(dir: &Path) {
     let resolver = Resolver::new(Flavor::Debian12).privileged(capable);
     let mut denied = 0;
     let mut wrong = String::new();
+    let start = Instant::now();
+    let mut asked = 0;
     for seed in 0..CONFIGURATIONS {
+        if seed >= FEWEST && start.elapsed() > LONGEST {
+            break;
+        }
+        asked += 1;
         let mut random = Random(seed);
         let user = *random.of(&["root", "toor", "alice", "alice", "bob", "bob", "carol", "1000"]);
         let files = configuration(&mut random);
@@ -112,8 +123,8 @@ fn inside(dir: &Path) {
         }
     }
     let found = wrong.matches("seed ").count();
-    assert!(wrong.is_empty(), "{found} of {CONFIGURATIONS} differ\n{wrong}");
-    println!("differential: {CONFIGURATIONS} configurations agree, {denied} of them refuse the session");
+    assert!(wrong.is_empty(), "{found} of {asked} differ\n{wrong}");
+    println!("differential: {asked} configurations agree, {denied} of them refuse the session");
 }
 
 /// A session that is open, its process waiting for a password; or how it failed.
