@@ -197,6 +197,9 @@ pub fn overlay(lower: &[BorrowedFd<'_>], options: &Overlay<'_>, attributes: Attr
         overlay.descriptor(c"upperdir", upper)?;
         overlay.descriptor(c"workdir", work)?;
     }
+    // What the layers' files may carry of redirections and foreign metadata is neither followed nor written.
+    overlay.string(c"redirect_dir", c"nofollow")?;
+    overlay.string(c"metacopy", c"off")?;
     if options.user_xattr {
         overlay.flag(c"userxattr")?;
     }
