@@ -8,8 +8,10 @@ use std::ffi::{CStr, CString, OsStr, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::ptr;
 
+use crate::child::{exit, set_signal_mask};
 use crate::error::{Errno, Error};
-use crate::process::{Born, Clone, Stack, exit, set_signal_mask};
+use crate::process::{Born, Clone};
+use crate::stack::Stack;
 use crate::sys;
 
 /// A program with its arguments and environment, ready for execve(2).
@@ -60,8 +62,8 @@ impl Program {
     /// ignored); returns when it runs.
     ///
     /// # Errors
-    /// As [`Clone::spawn`]; [`Error::Syscall`] with `execve`'s errno when the program cannot be executed: then the process
-    /// has ended and been reaped.
+    /// As [`Clone::spawn`]; [`Error::Syscall`] with `execve`'s errno when the program cannot be executed: then the
+    /// process has ended and been reaped.
     pub fn spawn(&self, clone: &Clone<'_>) -> Result<Born, Error> {
         let mut stack = Stack::new(0)?;
         let arguments = pointers(&self.arguments);
@@ -69,8 +71,8 @@ impl Program {
         let mut job =
             Job { path: &self.path, arguments: arguments.as_ptr(), environment: environment.as_ptr(), failed: None };
         let argument: *mut c_void = (&raw mut job).cast();
-        // SAFETY: `child` takes a `Job`, makes raw system calls only and ends in exec or exit; `job` and what it points to
-        // live until `spawn` returns.
+        // SAFETY: `child` takes a `Job`, makes raw system calls only and ends in exec or exit; `job` and what it
+        // points to live until `spawn` returns.
         let born = unsafe { clone.spawn(&mut stack, child, argument) }?;
         match job.failed {
             None => Ok(born),

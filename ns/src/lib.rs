@@ -23,8 +23,9 @@
 //! ```
 //!
 //! # Does
-//! - [`Clone`] makes a process in new namespaces by one `clone3`, on shared memory as `vfork` does: nothing of the calling
-//!   program is copied or changed, whatever its size and its threads. [`Program`] is the safe way to use it.
+//! - [`Clone`](struct@Clone) makes a process in new namespaces by one `clone3`, on shared memory as `vfork` does:
+//!   nothing of the calling program is copied or changed, whatever its size and its threads. [`Program`] is the safe
+//!   way to use it.
 //! - [`PidFd`] signals, waits for and reaps exactly that process.
 //! - [`mount`] and [`path`] build a root directory from descriptors and never follow a link out of it.
 //! - [`net::loopback_up`], [`Namespace`], [`subreaper`] and [`support`] are what is left of a sandbox's start.
@@ -35,20 +36,21 @@
 //! - It calls neither `fork`, nor `kill` with a number, nor `unshare` or `setns` on a thread of the calling program.
 //!
 //! # Two kinds of function
-//! Those that return [`Error`] are for the program: they allocate, and explain. Those that return [`Errno`] may also be called
-//! in the child of [`Clone::spawn`]: they make raw system calls and nothing else, so no allocation, lock, panic, `errno` or
-//! thread-local storage. This rests on rustix making its calls itself, as it does on Linux unless a program turns on
-//! its feature `use-libc`: leave that off.
+//! Those that return [`Error`] are for the program: they allocate, and explain. Those that return [`Errno`] may also
+//! be called in the child of [`Clone::spawn`]: they make raw system calls and nothing else, so no allocation, lock,
+//! panic, `errno` or thread-local storage. This rests on rustix making its calls itself, as it does on Linux unless a
+//! program turns on its feature `use-libc`: leave that off.
 //!
 //! # Terminology
 //! *Init* is the first process of a PID namespace, its PID 1: it adopts the orphans, gets only signals that it handles,
-//! and takes the whole namespace along when it ends. *Held* is a child that runs beside its parent on shared memory, until
-//! it is let go. A *tree* is a mount and what is mounted below it. *Detached* is a tree that is mounted nowhere.
+//! and takes the whole namespace along when it ends. *Held* is a child that runs beside its parent on shared memory,
+//! until it is let go. A *tree* is a mount and what is mounted below it. *Detached* is a tree that is mounted nowhere.
 //!
 //! # Kernel
 //! Linux 5.10 or later, x86-64. What a kernel lacks is said where it matters, and fails rather than being weaker.
 
 mod arch;
+mod child;
 mod error;
 mod exec;
 mod flags;
@@ -58,14 +60,17 @@ pub mod net;
 pub mod path;
 mod pidfd;
 mod process;
+mod stack;
 pub mod subreaper;
 pub mod support;
 mod sys;
 mod text;
 
+pub use child::{close, exit, set_signal_mask, unshare};
 pub use error::{Errno, Error};
 pub use exec::Program;
 pub use flags::{Kind, Namespaces};
 pub use namespace::{Namespace, enter_all};
-pub use pidfd::PidFd;
-pub use process::{Born, Clone, Entry, Pid, Stack, close, exit, set_signal_mask, unshare};
+pub use pidfd::{Pid, PidFd};
+pub use process::{Born, Clone, Entry};
+pub use stack::Stack;

@@ -9,8 +9,7 @@ use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
 use crate::error::{Errno, Error};
 use crate::flags::{Kind, Namespaces};
-use crate::pidfd::PidFd;
-use crate::process::Pid;
+use crate::pidfd::{Pid, PidFd};
 use crate::sys;
 
 /// A descriptor of a namespace, which stays alive as long as this does, also without processes. Close-on-exec.
@@ -31,10 +30,12 @@ impl Namespace {
         Self::open(Path::new("/proc/thread-self/ns").join(kind.file_name()))
     }
 
-    /// The namespace of process `pid`: only of a process that the caller has not reaped, else of one that took its number.
+    /// The namespace of process `pid`: only of a process that the caller has not reaped, else of one that took its
+    /// number.
     ///
     /// # Errors
-    /// [`Error::File`]: `ENOENT` when there is no such process, `EACCES` when the caller may not look at it (ptrace access).
+    /// [`Error::File`]: `ENOENT` when there is no such process, `EACCES` when the caller may not look at it (ptrace
+    /// access).
     pub fn of_pid(pid: Pid, kind: Kind) -> Result<Self, Error> {
         Self::open(format!("/proc/{pid}/ns/{}", kind.file_name()))
     }
@@ -90,7 +91,8 @@ impl Namespace {
         self.kind
     }
 
-    /// Device and inode number, the identity of a namespace: equal exactly when it is the same one, as long as it lives.
+    /// Device and inode number, the identity of a namespace: equal exactly when it is the same one, as long as it
+    /// lives.
     ///
     /// # Errors
     /// [`Error::Syscall`] when `fstat` fails.
@@ -104,8 +106,8 @@ impl Namespace {
     /// nothing. In a program's own threads it would split the program in two.
     ///
     /// # Errors
-    /// `EPERM` without CAP_SYS_ADMIN over it (and, for a mount namespace, CAP_SYS_CHROOT); `EINVAL` for a user namespace
-    /// that the thread is already in, or in a process with threads. Man page: setns(2).
+    /// `EPERM` without CAP_SYS_ADMIN over it (and, for a mount namespace, CAP_SYS_CHROOT); `EINVAL` for a user
+    /// namespace that the thread is already in, or in a process with threads. Man page: setns(2).
     pub fn enter(&self) -> Result<(), Errno> {
         let kind = match self.kind {
             Kind::User => LinkNameSpaceType::User,

@@ -1,17 +1,18 @@
 //! Paths that stay inside a root directory, whatever symbolic links lie in it and whoever renames things meanwhile.
 //!
-//! Each function takes the root as a descriptor and a path as the *program inside* would see it: a leading `/` and `..` stop at
-//! the root, symbolic links are followed and mean what they mean inside (an absolute one starts at the root). A link like
-//! `etc/resolv.conf -> ../run/resolv.conf` so works, and `dev -> /host/dir` leads to `host/dir` below the root or to
-//! `ENOENT`, never to the host's directory. Magic links (`/proc/PID/fd/N`, `exe`, `root`) are refused with `ELOOP`.
+//! Each function takes the root as a descriptor and a path as the *program inside* would see it: a leading `/` and
+//! `..` stop at the root, symbolic links are followed and mean what they mean inside (an absolute one starts at the
+//! root). A link like `etc/resolv.conf -> ../run/resolv.conf` so works, and `dev -> /host/dir` leads to `host/dir`
+//! below the root or to `ENOENT`, never to the host's directory. Magic links (`/proc/PID/fd/N`, `exe`, `root`) are
+//! refused with `ELOOP`.
 //!
 //! The kernel does it, by `openat2(RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)` (Linux 5.6). Where an outer seccomp filter
 //! forbids that, and for creating, the path is walked here component by component through `O_PATH | O_NOFOLLOW`
 //! descriptors: only names without `/` that are not `..` are ever passed to the kernel, so that no race leads out. `..`
 //! is the walk so far without its last name, done again from the root.
 //!
-//! What no path resolution can prevent: a *directory* inside the root that someone with access to both moves out of it while it
-//! is being used. For clone children: no function allocates; each needs 16 KiB of stack.
+//! What no path resolution can prevent: a *directory* inside the root that someone with access to both moves out of it
+//! while it is being used. For clone children: no function allocates; each needs 16 KiB of stack.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -54,8 +55,8 @@ impl Open {
 /// Opens `path` inside `root`.
 ///
 /// # Errors
-/// As open(2): `ENOENT`, `ENOTDIR`, `EACCES`, …; `ELOOP` for more than 40 symbolic links, a magic link or a link that `how`
-/// forbids; `EAGAIN` when somebody renames directories of the path all the time.
+/// As open(2): `ENOENT`, `ENOTDIR`, `EACCES`, …; `ELOOP` for more than 40 symbolic links, a magic link or a link that
+/// `how` forbids; `EAGAIN` when somebody renames directories of the path all the time.
 pub fn open_in_root(root: BorrowedFd<'_>, path: &CStr, how: Open) -> Result<OwnedFd, Errno> {
     match openat2(root, path, how) {
         // ENOSYS, EPERM: a seccomp filter (EPERM may also be real, then the walk meets it too). EAGAIN: races.
@@ -76,8 +77,8 @@ pub fn create_dir_in_root(root: BorrowedFd<'_>, path: &CStr, mode: u32) -> Resul
 }
 
 /// Opens `path` inside `root` as a place (`O_PATH`), creating an empty regular file when nothing is there, with
-/// `mode` (less the umask), and missing directories with 755. What exists is left alone, whatever it is: look before you use
-/// it.
+/// `mode` (less the umask), and missing directories with 755. What exists is left alone, whatever it is: look before
+/// you use it.
 ///
 /// # Errors
 /// As [`open_in_root`], and as open(2) with `O_CREAT`.
@@ -150,7 +151,8 @@ fn walk(root: BorrowedFd<'_>, path: &CStr, how: Open, create: Create) -> Result<
             FileType::Directory => walk.down(&name, found)?,
             _ if !last || directory || walk.rest.ends_in_slash => return error(libc::ENOTDIR),
             _ if how.contains(Open::PATH) => return Ok(found),
-            // Opened by name, not through the descriptor: a link put there meanwhile is refused, anything else lies inside.
+            // Opened by name, not through the descriptor: a link put there meanwhile is refused, anything else lies
+            // inside.
             _ => return open(walk.here(), name.as_c_str(), how.flags() | OFlags::NOFOLLOW),
         }
     }
@@ -202,8 +204,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// `..`: the same names without the last, from the root again. The kernel's own `..` would follow a directory that has been
-    /// moved out of the root.
+    /// `..`: the same names without the last, from the root again. The kernel's own `..` would follow a directory that
+    /// has been moved out of the root.
     fn up(&mut self) -> Result<(), Errno> {
         let names = self.names.as_bytes();
         let parent =
@@ -270,8 +272,8 @@ fn exists_is_fine(made: rustix::io::Result<()>) -> Result<(), Errno> {
     }
 }
 
-/// Whether a link jumps instead of being read. On proc those show an absolute path or `type:[inode]`, while its ordinary
-/// links (`self`, `mounts`, …) are relative.
+/// Whether a link jumps instead of being read. On proc those show an absolute path or `type:[inode]`, while its
+/// ordinary links (`self`, `mounts`, …) are relative.
 fn is_magic(link: &Fd, text: &[u8]) -> Result<bool, Errno> {
     if !text.starts_with(b"/") && !text.contains(&b':') {
         return Ok(false);

@@ -1,6 +1,8 @@
-//! [`PidFd`], a process that cannot be mistaken for another one.
+//! [`PidFd`], a process that cannot be mistaken for another one, and [`Pid`], its number, which can.
 
+use std::fmt;
 use std::fs;
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -10,7 +12,6 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus};
 
 use crate::error::{Errno, Error};
-use crate::process::Pid;
 use crate::sys;
 
 /// A handle on one process, whatever becomes of its number. Close-on-exec.
@@ -23,8 +24,8 @@ pub struct PidFd(OwnedFd);
 impl PidFd {
     /// Opens the process with this number in the caller's PID namespace.
     ///
-    /// Between learning a number and opening it the process may have been replaced, unless it is the caller's own unreaped
-    /// child: then check something of it *after* opening. [`Born`](crate::Born) already has its handle.
+    /// Between learning a number and opening it the process may have been replaced, unless it is the caller's own
+    /// unreaped child: then check something of it *after* opening. [`Born`](crate::Born) already has its handle.
     ///
     /// # Errors
     /// [`Error::Syscall`]: `ESRCH` when there is none, `EINVAL` when the number is a thread's.
@@ -62,8 +63,8 @@ impl PidFd {
     /// Sends signal number `signal`; 0 only checks that it could be sent. A zombie takes signals too.
     ///
     /// # Errors
-    /// [`Error::Syscall`]: `ESRCH` when the process has been reaped, `EPERM` when the caller may not, `EINVAL` for no such
-    /// signal.
+    /// [`Error::Syscall`]: `ESRCH` when the process has been reaped, `EPERM` when the caller may not, `EINVAL` for no
+    /// such signal.
     pub fn send_signal(&self, signal: i32) -> Result<(), Error> {
         sys::pidfd_send_signal(self.as_fd(), signal)
             .map_err(|errno| Error::call("pidfd_send_signal", signal.to_string(), errno))
@@ -111,10 +112,11 @@ impl PidFd {
         }
     }
 
-    /// Waits for the caller's child to end and takes its exit status, so that no zombie stays. Works with any exit signal.
+    /// Waits for the caller's child to end and takes its exit status, so that no zombie stays. Works with any exit
+    /// signal.
     ///
-    /// `None`: somebody else has taken the status, be it other code of the program by `waitpid(-1)`, or the kernel because
-    /// the program ignores SIGCHLD. The process has ended then, too.
+    /// `None`: somebody else has taken the status, be it other code of the program by `waitpid(-1)`, or the kernel
+    /// because the program ignores SIGCHLD. The process has ended then, too.
     ///
     /// # Errors
     /// [`Error::Syscall`] when `waitid` fails otherwise.
@@ -168,5 +170,55 @@ impl From<PidFd> for OwnedFd {
 impl AsFd for PidFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// A process number: never 0 or negative, which system calls take for "myself", "my group" and "everybody".
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Pid(NonZeroU32);
+
+impl Pid {
+    /// `None` for 0 and for what does not fit the kernel's positive `pid_t`.
+    pub const fn new(pid: u32) -> Option<Self> {
+        match NonZeroU32::new(pid) {
+            Some(pid) if pid.get() <= i32::MAX as u32 => Some(Self(pid)),
+            _ => None,
+        }
+    }
+
+    /// The number.
+    pub const fn get(self) -> u32 {
+        self.0.get()
+    }
+}
+
+impl fmt::Debug for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pid({})", self.0)
+    }
+}
+
+impl fmt::Display for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl From<Pid> for u32 {
+    fn from(pid: Pid) -> Self {
+        pid.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pid_is_positive() {
+        assert_eq!(Pid::new(0), None);
+        assert_eq!(Pid::new(1 << 31), None);
+        assert_eq!(Pid::new(u32::MAX), None);
+        assert_eq!(Pid::new(7).map(Pid::get), Some(7));
     }
 }

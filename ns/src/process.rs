@@ -1,20 +1,18 @@
 //! [`Clone`], the one way in which this crate makes a process, and what its child may call besides.
 //!
 //! # Safety
-//! The child of [`Clone::spawn`] shares the caller's memory. Everything that makes this sound is here: all signals blocked,
-//! a stack of its own, the parent asleep, an entry that never returns. What the entry may do is its author's promise, see
-//! [`Clone`].
+//! The child of [`Clone::spawn`] shares the caller's memory. Everything that makes this sound is here: all signals
+//! blocked, a stack of its own, the parent asleep, an entry that never returns. What the entry may do is its author's
+//! promise, see [`Clone`].
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
-use std::fmt;
-use std::marker::PhantomData;
-use std::num::NonZeroU32;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
 use crate::error::{Errno, Error};
 use crate::flags::Namespaces;
-use crate::pidfd::PidFd;
+use crate::pidfd::{Pid, PidFd};
+use crate::stack::Stack;
 use crate::{arch, sys, text};
 
 const CLONE_VM: u64 = 0x100;
@@ -37,21 +35,22 @@ pub type Entry = unsafe extern "C" fn(*mut c_void) -> !;
 
 /// How a process is to be born: by one `clone3`, in new namespaces, sharing the caller's memory until it calls exec.
 ///
-/// Nothing is copied, so that it costs the same from a small program and from one with gigabytes; nothing of the calling
-/// program changes, neither its namespaces nor its ids, signal handlers or descriptors.
+/// Nothing is copied, so that it costs the same from a small program and from one with gigabytes; nothing of the
+/// calling program changes, neither its namespaces nor its ids, signal handlers or descriptors.
 ///
 /// # What the child may do
-/// It runs on the caller's memory beside (or, by [`spawn`](Self::spawn), instead of) the calling thread, with that thread's
-/// thread-local storage. So it may only make raw system calls: no allocation, no lock, no panic, nothing that touches
-/// `errno`. All functions of this crate that return [`Errno`] keep to that. It must not change its user or group ids
-/// (`setresuid` makes the *calling program* non-dumpable; take ids after exec), and should not stay: call exec or
-/// [`exit`]. It starts with every signal blocked and each handler reset to the default, ignored signals stay ignored;
-/// [`set_signal_mask`] before exec, for exec keeps the mask. Descriptors are copies unless [`files`](Self::files).
+/// It runs on the caller's memory beside (or, by [`spawn`](Self::spawn), instead of) the calling thread, with that
+/// thread's thread-local storage. So it may only make raw system calls: no allocation, no lock, no panic, nothing that
+/// touches `errno`. All functions of this crate that return [`Errno`] keep to that. It must not change its user or
+/// group ids (`setresuid` makes the *calling program* non-dumpable; take ids after exec), and should not stay: call
+/// exec or [`exit`](crate::exit). It starts with every signal blocked and each handler reset to the default, while
+/// ignored signals stay ignored; [unblock](crate::set_signal_mask) before exec, for exec keeps the mask. Descriptors
+/// are copies unless [`files`](Self::files).
 ///
 /// # Kernel
-/// Linux 5.7 ([`into_cgroup`](Self::into_cgroup); without it 5.5). A [`Namespaces::TIME`] beside shared memory is refused
-/// (`EINVAL`) by kernels before about 6.3 and entered only at exec by later ones; [`unshare`] it in the child instead.
-/// Man page: clone(2).
+/// Linux 5.7 ([`into_cgroup`](Self::into_cgroup); without it 5.5). On shared memory a [`Namespaces::TIME`] is entered
+/// only at exec, or refused (`EINVAL`); to have it for the child's own children everywhere,
+/// [`unshare`](crate::unshare) it there. Man page: clone(2).
 #[derive(Clone, Debug)]
 #[must_use = "describes a process; `spawn` makes it"]
 pub struct Clone<'fd> {
@@ -69,8 +68,8 @@ impl<'fd> Clone<'fd> {
         Self { namespaces, raw_flags: 0, into_cgroup: None, parent: false, files: false, exit_signal: true }
     }
 
-    /// Lets the child be born in this cgroup (`CLONE_INTO_CGROUP`): `directory` is one of cgroup v2, also of the unified
-    /// tree beside v1. Default: the caller's cgroup.
+    /// Lets the child be born in this cgroup (`CLONE_INTO_CGROUP`): `directory` is one of cgroup v2, also of the
+    /// unified tree beside v1. Default: the caller's cgroup.
     ///
     /// All that it allocates counts there from the start, and nothing is moved, which would cost milliseconds after a
     /// quiet spell. Errors of this are `EBUSY`, `EACCES`, `ENODEV`, `EOPNOTSUPP`, and `EAGAIN` at its `pids.max`.
@@ -118,20 +117,20 @@ impl<'fd> Clone<'fd> {
     /// The calling thread sleeps meanwhile and can only be killed; other threads run on. Signals to it stay pending.
     ///
     /// # Errors
-    /// [`Error::Syscall`] with `clone3`'s errno and a hint; [`Error::Invalid`] for refused flags. Then no process was made.
-    /// The signal mask is as before in every case.
+    /// [`Error::Syscall`] with `clone3`'s errno and a hint; [`Error::Invalid`] for refused flags. Then no process was
+    /// made. The signal mask is as before in every case.
     ///
     /// # Safety
-    /// `entry` may be called with `argument` and keeps to what [the child may do](Clone#what-the-child-may-do); all that it
-    /// reaches through `argument` lives until `spawn` returns.
+    /// `entry` may be called with `argument` and keeps to what [the child may do](struct@Clone#what-the-child-may-do);
+    /// all that it reaches through `argument` lives until `spawn` returns.
     pub unsafe fn spawn(&self, stack: &mut Stack, entry: Entry, argument: *mut c_void) -> Result<Born, Error> {
         // SAFETY: the caller's promise.
         unsafe { self.spawn_from_child(stack, entry, argument) }.map_err(|errno| self.error(errno))
     }
 
     /// [`spawn`](Self::spawn) for a caller that is a clone child itself: the error is a bare number, so that nothing is
-    /// allocated. Together with [`parent`](Self::parent) the new process is its sibling; with [`files`](Self::files) on the
-    /// caller the pidfd is good in the program, too. Close what is dropped by [`close`].
+    /// allocated. Together with [`parent`](Self::parent) the new process is its sibling; with [`files`](Self::files)
+    /// on the caller the pidfd is good in the program, too. Close what is dropped by [`close`](crate::close).
     ///
     /// # Errors
     /// `clone3`'s; `EINVAL` also for refused raw flags.
@@ -151,8 +150,8 @@ impl<'fd> Clone<'fd> {
     /// The same without waiting: the child runs on, on its own stack, beside the caller. For a child that is held until
     /// its id maps are written, or that keeps a namespace open.
     ///
-    /// Do not let such a child be born in a cgroup with a memory limit: the OOM killer ends everything that shares memory
-    /// with its victim, so also the calling program (it spares only children of [`spawn`](Self::spawn)).
+    /// Do not let such a child be born in a cgroup with a memory limit: the OOM killer ends everything that shares
+    /// memory with its victim, so also the calling program (it spares only children of [`spawn`](Self::spawn)).
     ///
     /// # Errors
     /// As [`spawn`](Self::spawn).
@@ -193,16 +192,16 @@ impl<'fd> Clone<'fd> {
             pidfd: &raw mut pidfd as u64,
             // With CLONE_PARENT the kernel insists on 0 and takes the caller's own.
             exit_signal: if self.exit_signal && !self.parent { SIGCHLD } else { 0 },
-            stack: stack.base as u64 + stack.guard as u64,
-            stack_size: (stack.size - stack.guard) as u64,
+            stack: stack.bottom(),
+            stack_size: stack.size() as u64,
             cgroup: self.into_cgroup.map_or(0, text::number),
             ..CloneArgs::default()
         };
         let returned = {
             let _blocked = BlockedSignals::block();
-            // SAFETY: `arguments` is a whole `struct clone_args` with CLONE_VM and `stack`, page-aligned and lent to the
-            // child; `entry` and `argument` are the caller's promise. No handler can run on shared memory: all signals
-            // are blocked here and in the child.
+            // SAFETY: `arguments` is a whole `struct clone_args` with CLONE_VM and `stack`, page-aligned and lent to
+            // the child; `entry` and `argument` are the caller's promise. No handler can run on shared memory: all
+            // signals are blocked here and in the child.
             unsafe { arch::clone3((&raw const arguments).cast(), size_of::<CloneArgs>(), entry, argument) }
         };
         let pid = sys::result(returned)?;
@@ -285,130 +284,9 @@ pub struct Born {
     pub pidfd: PidFd,
 }
 
-/// A process number: never 0 or negative, which system calls take for "myself", "my group" and "everybody".
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Pid(NonZeroU32);
-
-impl Pid {
-    /// `None` for 0 and for what does not fit the kernel's positive `pid_t`.
-    pub const fn new(pid: u32) -> Option<Self> {
-        match NonZeroU32::new(pid) {
-            Some(pid) if pid.get() <= i32::MAX as u32 => Some(Self(pid)),
-            _ => None,
-        }
-    }
-
-    /// The number.
-    pub const fn get(self) -> u32 {
-        self.0.get()
-    }
-}
-
-impl fmt::Debug for Pid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pid({})", self.0)
-    }
-}
-
-impl fmt::Display for Pid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl From<Pid> for u32 {
-    fn from(pid: Pid) -> Self {
-        pid.get()
-    }
-}
-
-/// A stack for a child, with an inaccessible guard below: running over it ends the child, not the memory beside.
-///
-/// Make one per thread that spawns and use it again and again. Only touched pages cost memory.
-#[derive(Debug)]
-pub struct Stack {
-    base: *mut c_void,
-    size: usize,
-    guard: usize,
-    _not_sync: PhantomData<*mut ()>,
-}
-
-/// The guard's size: more than the largest frame of this crate's child-side functions, so that none steps over it.
-const GUARD: usize = 64 << 10;
-const PAGE: usize = 64 << 10;
-
-impl Stack {
-    /// Maps a stack of at least `bytes` usable bytes (rounded up to 64 KiB, which is also the smallest).
-    ///
-    /// 64 KiB are enough for every function of this crate.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] above 1 GiB, [`Error::Syscall`] when memory or mappings run out.
-    pub fn new(bytes: usize) -> Result<Self, Error> {
-        if bytes > 1 << 30 {
-            return Err(Error::invalid("stack size", format!("{bytes} bytes are more than 1 GiB")));
-        }
-        let size = bytes.max(1).next_multiple_of(PAGE) + GUARD;
-        let base = sys::map_stack(size, GUARD)
-            .map_err(|errno| Error::call("mmap", format!("(a stack of {size} bytes)"), errno))?;
-        Ok(Self { base, size, guard: GUARD, _not_sync: PhantomData })
-    }
-
-    /// Usable bytes.
-    pub const fn size(&self) -> usize {
-        self.size - self.guard
-    }
-}
-
-impl Drop for Stack {
-    fn drop(&mut self) {
-        sys::unmap(self.base, self.size);
-    }
-}
-
-// SAFETY: plain memory without ties to the thread that mapped it; it is lent to one child at a time by `&mut`.
-unsafe impl Send for Stack {}
-
-/// Ends the calling process at once with `status` (its low 8 bits): no destructors, no `atexit`. For clone children.
-pub fn exit(status: i32) -> ! {
-    sys::exit(status)
-}
-
-/// Sets the calling thread's signal mask (bit n − 1 is signal n) and returns the one before. For clone children, which start
-/// with all blocked: `set_signal_mask(0)` before exec.
-///
-/// # Errors
-/// None that a caller can cause.
-pub fn set_signal_mask(mask: u64) -> Result<u64, Errno> {
-    sys::set_signal_mask(mask)
-}
-
-/// Moves the calling process into new namespaces of these kinds (`PID` and `TIME`: only its children). For clone
-/// children; in a program with threads it would move one thread and confuse the rest.
-///
-/// # Errors
-/// `EPERM` without CAP_SYS_ADMIN and without [`Namespaces::USER`] among them, `EINVAL` for kinds that this kernel lacks or
-/// `USER` in a process with threads, `ENOSPC` at a limit. Man page: unshare(2).
-pub fn unshare(namespaces: Namespaces) -> Result<(), Errno> {
-    sys::unshare(namespaces.bits())
-}
-
-/// Closes a descriptor by a bare system call. std's drop goes through libc, which a child of [`Clone::spawn_held`] must not.
-pub fn close(fd: OwnedFd) {
-    drop(sys::Fd::from(fd));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pid_is_positive() {
-        assert_eq!(Pid::new(0), None);
-        assert_eq!(Pid::new(1 << 31), None);
-        assert_eq!(Pid::new(u32::MAX), None);
-        assert_eq!(Pid::new(7).map(Pid::get), Some(7));
-    }
 
     #[test]
     fn flags_are_the_kernels() {
@@ -433,12 +311,5 @@ mod tests {
             assert_ne!(clone.clone().raw_flags(1 << bit).refused(), 0, "{bit}");
         }
         assert_eq!(clone.raw_flags(1 << 40).refused(), 0);
-    }
-
-    #[test]
-    fn stack_sizes() {
-        assert_eq!(Stack::new(0).map(|stack| stack.size()).ok(), Some(64 << 10));
-        assert_eq!(Stack::new(65 << 10).map(|stack| stack.size()).ok(), Some(128 << 10));
-        assert!(Stack::new(usize::MAX).is_err());
     }
 }

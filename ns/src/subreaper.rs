@@ -1,9 +1,9 @@
 //! Child subreaper: who adopts orphans instead of init.
 //!
-//! When a process ends, its children get a new parent: the nearest living *child subreaper* among their ancestors in the same
-//! PID namespace, else the init (PID 1) of that namespace. The new parent must wait for them, or they stay zombies.
-//! The setting belongs to the whole process, stays across exec and is not inherited by children. It cannot reach into
-//! another PID namespace: orphans in a new one go to its own init, however many subreapers stand outside.
+//! When a process ends, its children get a new parent: the nearest living *child subreaper* among their ancestors in
+//! the same PID namespace, else the init (PID 1) of that namespace. The new parent must wait for them, or they stay
+//! zombies. The setting belongs to the whole process, stays across exec and is not inherited by children. It cannot
+//! reach into another PID namespace: orphans in a new one go to its own init, however many subreapers stand outside.
 //! Since Linux 3.4; man page: PR_SET_CHILD_SUBREAPER(2const).
 
 use rustix::process::Pid;

@@ -1,5 +1,5 @@
-//! Which namespaces this host gives this user, found out by trying: kernel versions, capabilities, sysctls, LSMs and outer
-//! seccomp filters all have a say, and only the kernel knows the sum.
+//! Which namespaces this host gives this user, found out by trying: kernel versions, capabilities, sysctls, LSMs and
+//! outer seccomp filters all have a say, and only the kernel knows the sum.
 //!
 //! # Safety
 //! The child here follows one pointer, to memory that outlives it.
@@ -8,9 +8,11 @@
 use std::ffi::c_void;
 use std::fmt;
 
+use crate::child::{exit, unshare};
 use crate::error::{Errno, Error};
 use crate::flags::{Kind, Namespaces};
-use crate::process::{Clone, Stack, exit, unshare};
+use crate::process::Clone;
+use crate::stack::Stack;
 
 /// What one kind of namespace needs from this user on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,7 +22,8 @@ pub enum State {
     Available,
     /// It can be made together with a user namespace, which gives the capability for it.
     WithUser,
-    /// It cannot be made, not even with a user namespace; the kernel's answer: `EINVAL` when it is built without, `EPERM` when forbidden, `ENOSPC` or `EUSERS` at a limit.
+    /// It cannot be made, not even with a user namespace; the kernel's answer: `EINVAL` when it is built without,
+    /// `EPERM` when forbidden, `ENOSPC` or `EUSERS` at a limit.
     Missing(Errno),
 }
 
@@ -82,7 +85,8 @@ struct Attempt<'a> {
     answer: Result<(), Errno>,
 }
 
-/// Makes namespaces one after the other in a child. By `unshare`, for a time namespace cannot be cloned on shared memory.
+/// Makes namespaces one after the other in a child. By `unshare`, for a time namespace cannot be cloned on shared
+/// memory.
 fn attempt(stack: &mut Stack, steps: &[Namespaces]) -> Result<Result<(), Errno>, Error> {
     let mut attempt = Attempt { steps, answer: Err(Errno::from_raw(libc::EIO)) };
     let argument: *mut c_void = (&raw mut attempt).cast();

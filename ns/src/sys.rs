@@ -1,8 +1,8 @@
 //! The kernel calls that rustix lacks or marks unsafe, one per function.
 //!
 //! # Safety
-//! Each block makes one call with pointers to memory that the function itself borrows for the length of the call. None of
-//! them allocates, locks, panics or touches `errno` or TLS, so that a clone child may use them all.
+//! Each block makes one call with pointers to memory that the function itself borrows for the length of the call. None
+//! of them allocates, locks, panics or touches `errno` or TLS, so that a clone child may use them all.
 #![allow(unsafe_code)]
 #![allow(
     clippy::cast_sign_loss,
@@ -179,8 +179,8 @@ pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     request.name[..2].copy_from_slice(b"lo");
     for number in [libc::SIOCGIFFLAGS, libc::SIOCSIFFLAGS] {
         let arguments = [descriptor(socket), number as usize, pointer(&raw mut request), 0, 0, 0];
-        // SAFETY: `request` has the size and layout of `struct ifreq`, is borrowed mutably for the call, and its name is
-        // NUL-terminated.
+        // SAFETY: `request` has the size and layout of `struct ifreq`, is borrowed mutably for the call, and its name
+        // is NUL-terminated.
         result(unsafe { arch::syscall(libc::SYS_ioctl as isize, arguments) })?;
         request.flags |= libc::IFF_UP as u16;
     }

@@ -21,7 +21,8 @@ fn spawn_exit(clone: &Clone<'_>, stack: &mut Stack, status: usize) -> Result<Bor
     unsafe { clone.spawn(stack, exit_with, status as *mut c_void) }
 }
 
-/// The lines of `/proc/thread-self/status` that tell of signals, and the process's other state that a spawn could touch.
+/// The lines of `/proc/thread-self/status` that tell of signals, and the process's other state that a spawn could
+/// touch.
 fn own_state() -> (Vec<String>, usize, i32, String) {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap();
     let keep = ["SigBlk", "SigIgn", "SigCgt", "Uid", "Gid", "Cap", "NoNewPrivs", "Seccomp", "Umask"];

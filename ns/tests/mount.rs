@@ -482,6 +482,20 @@ fn a_false_proc_is_not_used() {
         mount::attach(false_proc.as_fd(), over.as_fd()).unwrap();
         let overlay = Filesystem::open(c"tmpfs").unwrap();
         assert_eq!(overlay.descriptor(c"size", false_proc.as_fd()), Err(Errno::from_raw(libc::ENODEV)));
+        // What must work all the same, also where paths are needed.
+        without(&[libc::SYS_mount_setattr], libc::ENOSYS, || {
+            in_child(&Clone::new(Namespaces::MOUNT), || {
+                let here = std::env::current_dir().unwrap();
+                let root = new_root();
+                let tree = tmpfs();
+                put(&root, c"x", &tree);
+                mount::set_attributes(tree.as_fd(), Attributes::READ_ONLY, Attributes::empty(), false).unwrap();
+                assert_eq!(std::env::current_dir().unwrap(), here);
+                mount::pivot(root.as_fd()).unwrap();
+                assert_eq!(errno(fs::write("/x/y", "")), Some(libc::EROFS));
+            })
+            .unwrap();
+        });
     })
     .unwrap();
 }

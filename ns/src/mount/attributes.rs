@@ -27,14 +27,14 @@ bitflags::bitflags! {
 /// Sets and clears attributes of a tree's top mount, and of all mounts below when `recursive`.
 ///
 /// Without `mount_setattr` (Linux before 5.12, or forbidden by a seccomp filter) the mounts of an *attached* tree are
-/// remounted one by one instead, through `/proc/self/fd`; that cannot clear anything. The mounts below are those that
+/// remounted one by one instead; that cannot clear anything. The mounts below are those that
 /// `/proc/self/mountinfo` lists, so the mount namespace must be the caller's alone meanwhile.
 ///
 /// # Errors
 /// `EPERM` for clearing what an owning user namespace has locked, or without CAP_SYS_ADMIN. Without `mount_setattr`:
 /// `ENOSYS` (`EPERM` under some filters) when `clear` is not empty, `EINVAL` for a detached tree, and when `recursive`,
-/// `EBUSY` for a mount that another one hides and `ENOSPC` for more than 512 mounts. After an error the attributes of some
-/// mounts may be set: do not use the tree.
+/// `EBUSY` for a mount that another one hides and `ENOSPC` for more than 512 mounts. After an error the attributes of
+/// some mounts may be set: do not use the tree.
 pub fn set_attributes(tree: BorrowedFd<'_>, set: Attributes, clear: Attributes, recursive: bool) -> Result<(), Errno> {
     let attr = MountAttr { set: set.bits().into(), clear: clear.bits().into(), ..MountAttr::default() };
     match sys::mount_setattr(tree, recursive, &attr) {
@@ -60,7 +60,7 @@ fn remount(tree: BorrowedFd<'_>, set: Attributes) -> Result<(), Errno> {
     ] {
         flags.set(flag, set.contains(attribute) || has & statvfs != 0);
     }
-    rustix::mount::mount_remount(text::descriptor_path(tree)?.as_c_str(), flags, c"").map_err(Errno::of)
+    super::with_path(tree, |path| rustix::mount::mount_remount(path, flags, c""))
 }
 
 /// Shows the files of a detached tree under other ids: as `user_namespace` (a descriptor of one with maps) maps them.
@@ -68,8 +68,8 @@ fn remount(tree: BorrowedFd<'_>, set: Attributes) -> Result<(), Errno> {
 /// A file of id *inside* on disk appears as *outside*, and files created through the tree the other way round.
 ///
 /// # Errors
-/// `ENOSYS` before Linux 5.12, `EINVAL` when the file system cannot (tmpfs before 6.3, overlay before 6.7) or the tree is
-/// attached, `EPERM` when already idmapped or without CAP_SYS_ADMIN over the file system.
+/// `ENOSYS` before Linux 5.12, `EINVAL` when the file system cannot (tmpfs before 6.3, overlay before 6.7) or the tree
+/// is attached, `EPERM` when already idmapped or without CAP_SYS_ADMIN over the file system.
 pub fn set_idmap(tree: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>, recursive: bool) -> Result<(), Errno> {
     const IDMAP: u64 = 0x10_0000;
     let user_namespace = text::number(user_namespace);

@@ -59,8 +59,8 @@ impl Filesystem {
         self.string(key, text::octal(value).as_c_str())
     }
 
-    /// Sets an option that takes a path to what `fd` refers to, spelled `/proc/self/fd/N`: no look-up of names, nothing to
-    /// escape, no length limit. Needs the caller's genuine `/proc` in its place.
+    /// Sets an option that takes a path to what `fd` refers to, spelled `/proc/self/fd/N`: no look-up of names,
+    /// nothing to escape, no length limit. Needs the caller's genuine `/proc` in its place.
     ///
     /// # Errors
     /// As [`string`](Self::string); `ENOENT` or `ENODEV` without `/proc`.
@@ -82,7 +82,8 @@ impl Filesystem {
 /// Options of [`tmpfs`]. `Default` is the kernel's: half of the memory, as many inodes as half the pages, mode 1777.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tmpfs {
-    /// Most bytes of file contents, rounded up to a page; then writing says `ENOSPC`. `None`: half of the machine's memory.
+    /// Most bytes of file contents, rounded up to a page; then writing says `ENOSPC`. `None`: half of the machine's
+    /// memory.
     pub size: Option<u64>,
     /// Most inodes; then creating says `ENOSPC`. `None`: half of the machine's pages.
     pub inodes: Option<u64>,
@@ -129,7 +130,8 @@ pub struct Proc {
 /// A new proc of the caller's PID namespace, detached; always without set-user-id, devices and execution.
 ///
 /// # Errors
-/// `EPERM` in a user namespace that does not own the PID namespace, or in whose mount namespace no proc is fully visible.
+/// `EPERM` in a user namespace that does not own the PID namespace, or in whose mount namespace no proc is fully
+/// visible.
 pub fn proc(options: Proc, attributes: Attributes) -> Result<OwnedFd, Errno> {
     let proc = Filesystem::open(c"proc")?;
     if options.hide_others {
@@ -181,8 +183,8 @@ pub struct Overlay<'fd> {
 ///
 /// # Errors
 /// `EINVAL` without lower directories, or with more than about ten (their descriptors must fit the 255 bytes of one
-/// option); the kernel's: `EPERM` in a user namespace before Linux 5.11, `EBUSY` for an upper directory in use, `EINVAL`
-/// for file systems that cannot be one.
+/// option); the kernel's: `EPERM` in a user namespace before Linux 5.11, `EBUSY` for an upper directory in use,
+/// `EINVAL` for file systems that cannot be one.
 pub fn overlay(lower: &[BorrowedFd<'_>], options: &Overlay<'_>, attributes: Attributes) -> Result<OwnedFd, Errno> {
     let overlay = Filesystem::open(c"overlay")?;
     let mut joined = Text::<256>::new();

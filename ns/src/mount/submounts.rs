@@ -15,8 +15,8 @@ const MOST: usize = 512;
 /// Calls `act` with a descriptor of the top mount and of every mount below.
 ///
 /// # Errors
-/// Those of `act`; `ENOSPC` for more mounts than 512, `EBUSY` for one that cannot be reached because another one hides it,
-/// `EINVAL` when the tree is not attached below the caller's root.
+/// Those of `act`; `ENOSPC` for more mounts than 512, `EBUSY` for one that cannot be reached because another one hides
+/// it, `EINVAL` when the tree is not attached below the caller's root.
 pub(super) fn for_each(
     tree: BorrowedFd<'_>,
     mut act: impl FnMut(BorrowedFd<'_>) -> Result<(), Errno>,

@@ -8,7 +8,6 @@ use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, Unmoun
 
 use crate::error::Errno;
 use crate::sys::{self, Fd, MountAttr};
-use crate::text;
 
 /// A detached copy of what is mounted at `path` below `directory` (a bind mount), with everything mounted below when
 /// `recursive`. An empty `path` means `directory` itself, which may then also be a file.
@@ -17,8 +16,8 @@ use crate::text;
 /// private, so what is mounted here or there later stays there.
 ///
 /// # Errors
-/// `EINVAL` for a mount of another mount namespace, or when not recursive and mounts below are locked; `EPERM`. Linux 5.2;
-/// man page: open_tree(2).
+/// `EINVAL` for a mount of another mount namespace, or when not recursive and mounts below are locked; `EPERM`. Linux
+/// 5.2; man page: open_tree(2).
 pub fn clone_tree(directory: BorrowedFd<'_>, path: &CStr, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_EMPTY_PATH, path.is_empty());
@@ -42,7 +41,8 @@ fn is_missing(errno: Errno) -> bool {
     matches!(errno.raw(), libc::ENOSYS | libc::EPERM)
 }
 
-/// Attaches a tree, made private, to `target`, which was opened before (`O_PATH`) and is a directory if the tree's top is one, else a file.
+/// Attaches a tree, made private, to `target`, which was opened before (`O_PATH`) and is a directory if the tree's top
+/// is one, else a file.
 ///
 /// # Errors
 /// `EINVAL` when one is a directory and the other is not, or when `target` is not in the caller's mount namespace (a
@@ -57,9 +57,7 @@ fn move_mount(tree: BorrowedFd<'_>, target: BorrowedFd<'_>, path: &CStr, flags: 
     rustix::mount::move_mount(tree, c"", target, path, flags).map_err(Errno::of)?;
     match private {
         // Once attached, the old way works too.
-        Err(errno) if is_missing(errno) => {
-            rustix::mount::mount_change(text::descriptor_path(tree)?.as_c_str(), PRIVATE).map_err(Errno::of)
-        }
+        Err(errno) if is_missing(errno) => super::with_path(tree, |path| rustix::mount::mount_change(path, PRIVATE)),
         result => result,
     }
 }
@@ -76,8 +74,8 @@ pub fn make_private() -> Result<(), Errno> {
     rustix::mount::mount_change(c"/", PRIVATE).map_err(Errno::of)
 }
 
-/// [Makes all mounts private](make_private) and attaches `tree` over the root directory. Paths still begin at the old root;
-/// the tree is reached by its descriptor, and more can be attached below it until [`pivot`].
+/// [Makes all mounts private](make_private) and attaches `tree` over the root directory. Paths still begin at the old
+/// root; the tree is reached by its descriptor, and more can be attached below it until [`pivot`].
 ///
 /// # Errors
 /// As [`make_private`] and [`attach`].
@@ -94,7 +92,8 @@ pub fn attach_root(tree: BorrowedFd<'_>) -> Result<(), Errno> {
 /// ramfs; `EPERM`. Man page: pivot_root(2).
 pub fn pivot(tree: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::process::fchdir(tree).map_err(Errno::of)?;
-    // Both in the same place: the old root lies on top of the new one for a moment, so that no directory is needed for it.
+    // Both in the same place: the old root lies on top of the new one for a moment, so that no directory is needed for
+    // it.
     rustix::process::pivot_root(c".", c".").map_err(Errno::of)?;
     rustix::mount::unmount(c".", UnmountFlags::DETACH).map_err(Errno::of)?;
     rustix::process::chdir(c"/").map_err(Errno::of)

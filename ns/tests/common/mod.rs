@@ -39,8 +39,8 @@ struct Job<'a> {
 
 /// Runs `job` in a child of `clone` on shared memory while the calling thread sleeps, and says what went wrong in it.
 ///
-/// The child may even allocate and panic: it has the sleeping thread's TLS to itself and glibc's locks are in the shared
-/// memory. That is good enough for tests, and for nothing else.
+/// The child may even allocate and panic: it has the sleeping thread's TLS to itself and glibc's locks are in the
+/// shared memory. That is good enough for tests, and for nothing else.
 pub(crate) fn in_child(clone: &Clone<'_>, mut job: impl FnMut()) -> Result<(), String> {
     unsafe extern "C" fn entry(argument: *mut c_void) -> ! {
         // SAFETY: `argument` is the `Job` below, which nobody else touches while the parent sleeps.
