@@ -201,7 +201,6 @@ fn describe(arguments: &Arguments) -> Result<Builder, Box<dyn Error>> {
     for (given, flag) in [
         (arguments.disk.is_some(), "--disk"),
         (arguments.inodes.is_some(), "--inodes"),
-        (arguments.limits_conf.is_some(), "--limits-conf"),
         (!arguments.bind_owned.is_empty(), "--bind-owned"),
     ] {
         if given {
@@ -212,6 +211,7 @@ fn describe(arguments: &Arguments) -> Result<Builder, Box<dyn Error>> {
         let (resource, soft, hard) = resource_limit(limit)?;
         builder.rlimit(resource, soft, hard);
     }
+    arguments.limits_conf.as_ref().map(|user| builder.limits_conf(user));
     arguments.rootfs.as_ref().map(|directory| builder.rootfs(directory));
     for bind in &arguments.bind {
         let (source, target) = bind_paths(bind);

@@ -46,6 +46,7 @@ pub(crate) struct Options {
     pub(crate) modes: Vec<(Feature, Mode)>,
     pub(crate) named: Vec<Feature>,
     pub(crate) prepared: usize,
+    pub(crate) limits_conf: Option<String>,
     pub(crate) state_dir: Option<PathBuf>,
 }
 
@@ -130,6 +131,7 @@ impl Builder {
                 modes: Vec::new(),
                 named: Vec::new(),
                 prepared: 0,
+                limits_conf: None,
                 state_dir: None,
             },
         }
@@ -246,6 +248,16 @@ impl Builder {
     pub fn rlimit(&mut self, resource: Resource, soft: Limit, hard: Limit) -> &mut Self {
         self.options.rlimits.insert(resource, Limits { soft, hard });
         self.name(Feature::Rlimit(resource))
+    }
+
+    /// Gives each program the resource limits that `/etc/security/limits.conf` and `limits.d` give `user` at login, read as
+    /// the host's pam_limits reads them, and read again for each program (default: none).
+    ///
+    /// What [`rlimit`](Self::rlimit) names stands above it. A start fails when a limit is above the caller's own and the
+    /// caller has no CAP_SYS_RESOURCE, or when the files deny the user a session. The report names the deciding line.
+    pub fn limits_conf(&mut self, user: impl Into<String>) -> &mut Self {
+        self.options.limits_conf = Some(user.into());
+        self
     }
 
     /// Caps the memory of all processes together, in **bytes** (default: no cap).

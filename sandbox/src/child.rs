@@ -187,6 +187,7 @@ pub struct Child {
     id: Option<u32>,
     allowance: Option<Arc<Allowance>>,
     paths: Vec<CString>,
+    enforcement: Arc<[Enforcement]>,
     outcome: Option<Outcome>,
     /// The write end of the program's standard input, if that is piped.
     pub stdin: Option<ChildStdin>,
@@ -203,8 +204,10 @@ impl Child {
         streams: Streams,
         allowance: Option<Arc<Allowance>>,
         paths: Vec<CString>,
+        enforcement: Arc<[Enforcement]>,
     ) -> Self {
         Self {
+            enforcement,
             watch,
             serial,
             id: None,
@@ -249,7 +252,7 @@ impl Child {
     /// What is enforced, with the values that the kernel read back.
     #[must_use = "it tells what holds"]
     pub fn enforcement(&self) -> &[Enforcement] {
-        &self.watch.running.enforcement
+        &self.enforcement
     }
 
     /// What has been used until now.
@@ -450,7 +453,7 @@ impl Child {
         hit(LimitKind::Output, u64::from(over));
         hit(LimitKind::CpuTime, u64::from(end == End::CpuTime));
         hit(LimitKind::WallTime, u64::from(end == End::WallTime));
-        let enforcement = Arc::clone(&running.enforcement);
+        let enforcement = Arc::clone(&self.enforcement);
         let outcome = Outcome { status, end, limits_hit: hits, usage, enforcement, leftovers };
         self.outcome = Some(outcome.clone());
         Ok(outcome)

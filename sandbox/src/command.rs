@@ -214,7 +214,7 @@ impl Command {
         if fds.len() >= protocol::FDS_MAX || targets.get(3).is_some_and(|first| *first < 3) {
             return Err(Error::invalid("fd", "at most 250 descriptors, numbered from 3 on"));
         }
-        let mut rlimits = inner.rlimits.clone();
+        let (mut rlimits, report) = inner.process_limits.current(&inner.plan, &running.enforcement)?;
         for (resource, limits) in &self.rlimits {
             let resource = resource.number();
             rlimits.retain(|limit| limit.resource != resource);
@@ -243,7 +243,7 @@ impl Command {
         running.handle.send(message, &fds)?;
         drop(fds);
         drop(ends.program);
-        let mut child = Child::new(watch, serial, ends.caller, allowance, request.paths);
+        let mut child = Child::new(watch, serial, ends.caller, allowance, request.paths, report);
         if notify_started {
             child.wait_started(&self.program)?;
         }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::unistd;
-use userns::{Extent, INIT_ID, IdMap, Lease, Pool, PoolConfig, Range, Setgroups};
+use userns::{Extent, INIT_ID, IdMap, Lease, Pool, PoolConfig, Setgroups};
 
 use crate::builder::User;
 use crate::host::Privilege;
@@ -61,11 +61,11 @@ impl Identity {
                 ));
             }
             (Privilege::Root, _) => {
-                let pool = root_pool(plan.state_dir.as_deref())?;
+                let pool = pool(plan.state_dir.as_deref())?;
                 (Source::Pool(pool), Enforcement::wanted(Feature::IdLease, mode, None).by(1, "a range of root's pool"))
             }
             (Privilege::User, Mode::Off) => (single()?, Enforcement::wanted(Feature::IdLease, mode, None)),
-            (Privilege::User, _) => match user_pool(plan.state_dir.as_deref()) {
+            (Privilege::User, _) => match pool(plan.state_dir.as_deref()) {
                 Ok(pool) => {
                     let by = "a slot of the caller's subordinate ids";
                     (Source::Pool(pool), Enforcement::wanted(Feature::IdLease, mode, None).by(1, by))
@@ -136,14 +136,13 @@ fn with_init(map: &IdMap, outside: u32) -> Result<IdMap, Error> {
     Ok(IdMap::new(extents)?)
 }
 
-fn root_pool(state_dir: Option<&Path>) -> Result<Pool, Error> {
-    let Some(directory) = state_dir else { return Ok(Pool::default_for_caller()?) };
-    let (base, count) = userns::DEFAULT_RANGE;
-    Ok(Pool::open(directory, &PoolConfig::new(Range::new(base, count)?, userns::ROOT_SLOT))?)
-}
-
-fn user_pool(_state_dir: Option<&Path>) -> Result<Pool, Error> {
-    Ok(Pool::default_for_caller()?)
+/// The ids that the caller has to lend, with their locks below `state_dir`.
+fn pool(state_dir: Option<&Path>) -> Result<Pool, Error> {
+    let directory = match state_dir {
+        Some(directory) => directory.to_owned(),
+        None => userns::default_state_dir()?,
+    };
+    Ok(Pool::open(&directory, &PoolConfig::default_for_caller()?)?)
 }
 
 /// The id of a user, and its group where it was named.

@@ -12,11 +12,30 @@ use userns::Lease;
 use crate::init::{Handle, Waited, protocol};
 use crate::keeper::{self, Burials, Grave};
 use crate::outcome::{End, Usage};
-use crate::resources::Counters;
+use crate::resources::{self, Counters};
 use crate::{Command, Enforcement, Error, Sandbox};
 
 /// How long init may take to get ready, on the slowest of machines.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often a stopping instance is looked at.
+const STOP_POLL: Duration = Duration::from_millis(10);
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Limits for [`Instance::set_limits`]. `None` leaves a limit as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LiveLimits {
+    /// As [`Builder::memory_max`](crate::Builder::memory_max), in bytes.
+    pub memory_max: Option<u64>,
+    /// As [`Builder::memory_swap_max`](crate::Builder::memory_swap_max), in bytes.
+    pub memory_swap_max: Option<u64>,
+    /// As [`Builder::pids_max`](crate::Builder::pids_max).
+    pub pids_max: Option<u64>,
+    /// As [`Builder::cpu_max`](crate::Builder::cpu_max): quota and period.
+    pub cpu_max: Option<(Duration, Duration)>,
+    /// As [`Builder::cpu_weight`](crate::Builder::cpu_weight).
+    pub cpu_weight: Option<u16>,
+}
 
 /// A running sandbox: programs are started in it one after another or side by side.
 ///
@@ -85,6 +104,38 @@ impl Instance {
     /// [`Error::Namespace`] when the kernel refuses. That processes do not die is told by the result.
     pub fn kill(self, timeout: Duration) -> Result<Killed, Error> {
         self.running.kill_all(End::Killed, timeout)
+    }
+
+    /// Asks the programs to end (SIGTERM to each), gives them `grace`, then kills what is left.
+    ///
+    /// # Errors
+    /// As [`kill`](Self::kill); [`Error::Unsupported`] without a cgroup, which tells who is in it.
+    pub fn stop(self, grace: Duration) -> Result<Killed, Error> {
+        let deadline = Instant::now() + grace;
+        for pid in self.pids()? {
+            // Opened, then checked to be still in here: the number cannot mean another process after that.
+            let Some(process) = ns::Pid::new(pid).and_then(|pid| PidFd::open(pid).ok()) else { continue };
+            if self.pids()?.contains(&pid) {
+                let _ = process.send_signal(crate::Signal::TERM.as_raw());
+            }
+        }
+        while !self.pids()?.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(STOP_POLL.min(deadline.saturating_duration_since(Instant::now())));
+        }
+        self.kill(KILL_TIMEOUT)
+    }
+
+    /// Changes limits while programs run: memory, swap, processes, CPU. All of them or none.
+    ///
+    /// Lowering memory below what is in use makes the kernel reclaim, and on cgroup v2 kill. Returns what the kernel read
+    /// back; `pids_max` counts the programs' processes, as everywhere.
+    ///
+    /// # Errors
+    /// [`Error::Cgroup`] when a limit cannot be set; then none has changed. [`Error::Unsupported`] without a cgroup.
+    pub fn set_limits(&self, limits: &LiveLimits) -> Result<Vec<Enforcement>, Error> {
+        let cgroup = self.running.cgroup("set_limits")?;
+        let applied = cgroup.set(&resources::live(limits))?;
+        Ok(resources::entries(&self.running.sandbox.inner.plan, &applied).collect())
     }
 
     /// What is enforced, read back from the kernel.

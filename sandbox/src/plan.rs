@@ -66,6 +66,7 @@ pub struct Plan {
     pub(crate) env: BTreeMap<OsString, OsString>,
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) prepared: usize,
+    pub(crate) limits_conf: Option<String>,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -92,6 +93,7 @@ impl Plan {
             env: options.env.clone(),
             state_dir: options.state_dir.clone(),
             prepared: options.prepared,
+            limits_conf: options.limits_conf.clone(),
             warnings: Vec::new(),
         };
         if options.prepared > PREPARED_MAX {

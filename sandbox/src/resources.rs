@@ -7,7 +7,7 @@ use cgroup::{Cgroup, Controller, Controllers, CpuMax, Knob, Layout, Limit, Limit
 use rlimit::{Limit as Bound, Limits as Bounds, Resource};
 
 use crate::plan::{Plan, nanoseconds};
-use crate::{Enforcement, Error, Feature, Mode};
+use crate::{Enforcement, Error, Feature, LiveLimits, Mode};
 
 /// Features that live in a cgroup, the controller and the knob of each.
 const FEATURES: [(Feature, Option<Controller>, Option<Knob>); 6] = [
@@ -193,15 +193,26 @@ fn put(limits: &mut Limits, plan: &Plan, feature: Feature, value: u64) {
         Feature::MemoryMax => limits.memory_max = Some(Limit::Value(value)),
         Feature::MemorySwapMax => limits.memory_swap_max = Some(Limit::Value(value)),
         Feature::PidsMax => limits.pids_max = Some(Limit::Value(value + INIT_PROCESSES)),
-        Feature::CpuMax => {
-            if let Some((quota, period)) = plan.cpu_max {
-                let quota = u64::try_from(quota.as_micros()).unwrap_or(u64::MAX);
-                limits.cpu_max = Some(CpuMax::new(Limit::Value(quota)).with_period(period));
-            }
-        }
+        Feature::CpuMax => limits.cpu_max = plan.cpu_max.map(cpu_max),
         Feature::CpuWeight => limits.cpu_weight = u32::try_from(value).ok(),
         _ => {}
     }
+}
+
+fn cpu_max((quota, period): (Duration, Duration)) -> CpuMax {
+    let quota = u64::try_from(quota.as_micros()).unwrap_or(u64::MAX);
+    CpuMax::new(Limit::Value(quota)).with_period(period)
+}
+
+/// Limits for a group that lives.
+pub(crate) fn live(limits: &LiveLimits) -> Limits {
+    let mut group = Limits::default();
+    group.memory_max = limits.memory_max.map(Limit::Value);
+    group.memory_swap_max = limits.memory_swap_max.map(Limit::Value);
+    group.pids_max = limits.pids_max.map(|pids| Limit::Value(pids.saturating_add(INIT_PROCESSES)));
+    group.cpu_max = limits.cpu_max.map(cpu_max);
+    group.cpu_weight = limits.cpu_weight.map(u32::from);
+    group
 }
 
 /// What a group read back, as entries of the report.

@@ -18,13 +18,14 @@ use crate::identity::Identity;
 use crate::init::{Handle, protocol};
 use crate::instance::{Instance, Parts, Running};
 use crate::keeper::{self, Burials};
+use crate::limits::ProcessLimits;
 use crate::outcome::Leftover;
 use crate::plan::Plan;
 use crate::pool::{Pool, PoolStats};
 use crate::resources::{self, Group, Resources};
 use crate::rootfs::{self, Rootfs};
 use crate::spawn::{self, Refused, Start};
-use crate::step::{Bind, Context, Raise, Step};
+use crate::step::{Bind, Context, Step};
 use crate::{Builder, Command, Enforcement, Error, Feature, Mode};
 
 /// How long dropping the last handle waits for what is being taken down.
@@ -82,7 +83,7 @@ pub(crate) struct Inner {
     init: OwnedFd,
     pub(crate) null: OwnedFd,
     own_pidfd: OwnedFd,
-    pub(crate) rlimits: Vec<protocol::Rlimit>,
+    pub(crate) process_limits: ProcessLimits,
     pub(crate) burials: Arc<Burials>,
     /// The process that built it; a fork of that one must not use it.
     pub(crate) pid: u32,
@@ -120,7 +121,8 @@ impl Sandbox {
         let pid = std::process::id();
         let name = format!("{}{}-{pid}-", crate::CGROUP_PREFIX, boot_id()?);
         let resources = Resources::new(&mut plan, &format!("{name}{}", next_instance()))?;
-        let (rlimits, raises) = rlimits(&mut plan)?;
+        let mut process_limits = ProcessLimits::new(&mut plan)?;
+        let raises = std::mem::take(&mut process_limits.raises);
         note_mechanisms(&mut plan, &identity);
         let mut steps = vec![];
         if resources.is_some() {
@@ -183,7 +185,7 @@ impl Sandbox {
                 init: host::init_memfd()?,
                 null: host::null()?,
                 own_pidfd: host::own_pidfd()?,
-                rlimits,
+                process_limits,
                 burials: Arc::new(Burials::default()),
                 pid,
                 name,
@@ -316,37 +318,6 @@ impl Inner {
         }
         resources::with_entries(&self.report, changed)
     }
-}
-
-/// Resource limits as init sets them, and hard limits that must be raised before.
-fn rlimits(plan: &mut Plan) -> Result<(Vec<protocol::Rlimit>, Vec<Raise>), Error> {
-    let (mut set, mut raises, mut entries) = (Vec::new(), Vec::new(), Vec::new());
-    for (&resource, limits) in &plan.rlimits {
-        let feature = Feature::Rlimit(resource);
-        let mode = plan.mode(feature);
-        let own = rlimit::get(resource).hard.to_raw();
-        let (mut soft, mut hard) = (limits.soft.to_raw(), limits.hard.to_raw());
-        let mut entry = Enforcement::wanted(feature, mode, limits.soft.value());
-        if hard > own {
-            let may_raise = rustix::thread::capabilities(None)
-                .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_RESOURCE));
-            if may_raise {
-                raises.push(Raise { resource: resource.number(), hard });
-            } else {
-                let why = format!("the caller's own hard limit is {own}");
-                entry = entry.not(why, "raise the caller's hard limit, or give it CAP_SYS_RESOURCE");
-                if mode == Mode::Require {
-                    entry.check()?;
-                    continue;
-                }
-                (soft, hard) = (soft.min(own), own);
-            }
-        }
-        set.push(protocol::Rlimit { resource: resource.number(), reserved: 0, soft, hard });
-        entries.push(entry.by(soft, "setrlimit(2), inherited"));
-    }
-    entries.into_iter().for_each(|entry| plan.set(entry));
-    Ok((set, raises))
 }
 
 /// What init and the steps enforce, by mechanism.
