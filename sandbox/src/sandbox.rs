@@ -119,7 +119,7 @@ impl Sandbox {
         let Rootfs { base, copies, private, binds, .. } = Rootfs::new(&plan, &host::mount_points()?)?;
         warn_of_binds(&mut plan);
         let pid = std::process::id();
-        let name = format!("{}{}-{pid}-", crate::CGROUP_PREFIX, boot_id()?);
+        let name = crate::recover::name_prefix()?;
         let resources = Resources::new(&mut plan, &format!("{name}{}", next_instance()))?;
         let mut process_limits = ProcessLimits::new(&mut plan)?;
         let raises = std::mem::take(&mut process_limits.raises);
@@ -385,11 +385,4 @@ fn init_config(plan: &Plan, identity: &Identity, notify_ready: u32) -> Result<Ve
     let mut message = crate::sys::bytes_of_config(&config).to_vec();
     message.extend_from_slice(filter.as_ref().map_or(&[], |filter| filter.as_bytes()));
     Ok(message)
-}
-
-/// The first part of the boot id: cgroups of an earlier boot cannot be mistaken for ours.
-fn boot_id() -> Result<String, Error> {
-    let path = "/proc/sys/kernel/random/boot_id";
-    let id = std::fs::read_to_string(path).map_err(|error| Error::setup_at("read", path, error))?;
-    Ok(id.chars().take(8).collect())
 }

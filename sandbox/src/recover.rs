@@ -1,0 +1,155 @@
+//! What dead owners left, and who owns a host id.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cgroup::{Controller, Controllers, Layout, Needs};
+use userns::{Owner, Pool, PoolConfig};
+
+use crate::outcome::Leftover;
+use crate::{CGROUP_PREFIX, Error};
+
+/// How long a forgotten group may take to go.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Who made something: written into names, so that others can tell whether it still lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Maker {
+    /// The first part of the boot id.
+    boot: String,
+    /// The PID namespace in which `pid` counts.
+    namespace: u64,
+    pid: u32,
+    /// When the process started, in ticks after boot: a later process of the same number has another.
+    started: u64,
+}
+
+impl Maker {
+    fn this() -> Result<Self, Error> {
+        use std::os::unix::fs::MetadataExt;
+        let path = "/proc/sys/kernel/random/boot_id";
+        let boot = std::fs::read_to_string(path).map_err(|error| Error::setup_at("read", path, error))?;
+        let path = "/proc/self/ns/pid";
+        let namespace = std::fs::metadata(path).map_err(|error| Error::setup_at("look at", path, error))?.ino();
+        let pid = std::process::id();
+        let started = start_time(pid).ok_or(Error::Ended { during: "its start time was to be read" })?;
+        Ok(Self { boot: boot.chars().take(8).collect(), namespace, pid, started })
+    }
+
+    /// The name's part between our prefix and the running number.
+    fn name(&self) -> String {
+        format!("{}-{:x}-{}-{}", self.boot, self.namespace, self.pid, self.started)
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        let mut parts = name.strip_prefix(CGROUP_PREFIX)?.split('-');
+        let maker = Self {
+            boot: parts.next()?.to_owned(),
+            namespace: u64::from_str_radix(parts.next()?, 16).ok()?,
+            pid: parts.next()?.parse().ok()?,
+            started: parts.next()?.parse().ok()?,
+        };
+        parts.next()?.parse::<u64>().ok()?;
+        parts.next().is_none().then_some(maker)
+    }
+
+    /// Whether the process is gone for certain, as seen by `this`: only processes of one PID namespace can tell.
+    fn is_dead(&self, this: &Self) -> bool {
+        self.boot != this.boot || (self.namespace == this.namespace && start_time(self.pid) != Some(self.started))
+    }
+}
+
+fn start_time(pid: u32) -> Option<u64> {
+    let pid = i32::try_from(pid).ok()?;
+    procfs::process::Process::new(pid).and_then(|process| process.stat()).ok().map(|stat| stat.starttime)
+}
+
+/// How the names of this process's cgroups begin; a running number follows.
+pub(crate) fn name_prefix() -> Result<String, Error> {
+    Ok(format!("{CGROUP_PREFIX}{}-", Maker::this()?.name()))
+}
+
+/// What [`recover`] took away.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Recovered {
+    /// Names of the cgroups that were removed.
+    pub cgroups: Vec<String>,
+    /// What was found out about id ranges.
+    pub ids: Option<userns::Recovered>,
+    /// What could not be taken away.
+    pub leftovers: Vec<Leftover>,
+}
+
+/// Takes away what sandboxes of dead processes have left: cgroups, and records of id ranges. What lives is not touched.
+///
+/// A killed host program leaves little: its instances end with it, mounts go with their namespaces, and the locks of id
+/// ranges with their holders. Empty cgroups stay, and are removed here. `state_dir` is the builder's
+/// [`state_dir`](crate::Builder::state_dir), `None` the default one.
+///
+/// # Errors
+/// [`Error::Ids`] and [`Error::Setup`] when the state directory or `/proc` cannot be read. Cgroups that cannot be removed
+/// are leftovers, not errors.
+pub fn recover(state_dir: Option<&Path>) -> Result<Recovered, Error> {
+    let mut recovered = Recovered::default();
+    let this = Maker::this()?;
+    // Where our groups would go is where theirs are. Without a place there is nothing to find.
+    let needs = Needs::new(Controllers::NONE).prefer([Controller::Memory, Controller::Pids, Controller::Cpu]);
+    if let Ok(parent) = Layout::detect().and_then(|layout| layout.parent(&needs)) {
+        for name in parent.names()? {
+            if !Maker::parse(&name).is_some_and(|maker| maker.is_dead(&this)) {
+                continue;
+            }
+            match parent.open(&name).and_then(|group| group.remove(REMOVE_TIMEOUT)) {
+                Ok(()) => recovered.cgroups.push(name),
+                Err(error) => recovered.leftovers.push(Leftover { what: name, why: error.to_string() }),
+            }
+        }
+    }
+    if let Ok(config) = PoolConfig::default_for_caller() {
+        let directory = directory(state_dir)?;
+        if directory.exists() {
+            recovered.ids = Some(Pool::open(&directory, &config)?.recover()?);
+        }
+    }
+    Ok(recovered)
+}
+
+/// Whose sandbox a host uid belongs to, and which uid it is inside. `None`: no sandbox has it.
+///
+/// # Errors
+/// [`Error::Ids`] when the state directory cannot be read.
+pub fn owner_of(uid: u32) -> Result<Option<Owner>, Error> {
+    let directory = directory(None)?;
+    if !directory.exists() {
+        return Ok(None);
+    }
+    Ok(userns::owner_of(&directory, uid)?)
+}
+
+fn directory(state_dir: Option<&Path>) -> Result<PathBuf, Error> {
+    match state_dir {
+        Some(directory) => Ok(directory.to_owned()),
+        None => Ok(userns::default_state_dir()?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_their_maker() {
+        let this = Maker::this().unwrap();
+        let name = format!("{}17", name_prefix().unwrap());
+        assert_eq!(Maker::parse(&name), Some(this.clone()));
+        assert!(!this.is_dead(&this));
+        let reused = Maker { started: this.started + 1, ..this.clone() };
+        assert!(reused.is_dead(&this));
+        let elsewhere = Maker { namespace: this.namespace + 1, pid: 1, ..this.clone() };
+        assert!(!elsewhere.is_dead(&this), "another PID namespace's processes cannot be judged");
+        for wrong in ["sandbox-", "sandbox-1-2-3-4", "sandbox-a-b-c-d-e", "other-0-1-2-3-4", &format!("{name}-1")] {
+            assert_eq!(Maker::parse(wrong), None, "{wrong}");
+        }
+    }
+}
