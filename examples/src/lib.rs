@@ -1,4 +1,5 @@
 //! What the examples share.
 
+pub mod held;
 pub mod json;
 pub mod worker;
