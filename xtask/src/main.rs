@@ -10,6 +10,7 @@ mod host;
 mod libtest;
 mod matrix;
 mod packages;
+mod page;
 mod run;
 mod skips;
 mod sys;
@@ -59,6 +60,8 @@ enum Command {
     },
     /// Runs the kernel tests, or a command, in every combination of kernel, cgroup layout and user.
     Matrix(matrix::Arguments),
+    /// Writes docs/kernels.md from what the `doctor` example says in a guest of each kernel.
+    Kernels,
     /// Runs a command for which named system calls answer ENOSYS, or another error.
     Enosys {
         /// E.g. `clone3,close_range=EPERM`.
@@ -87,6 +90,7 @@ fn main() -> ExitCode {
         }
         Command::Guest { kernel: Some(kernel), options, command, .. } => guest(kernel, &options, command),
         Command::Guest { kernel: None, .. } => Err(Error::new("no kernel")),
+        Command::Kernels => page::write().map(|()| ExitCode::SUCCESS),
         Command::Enosys { calls, command } => Err(enosys::run(&calls, &command)),
         Command::KeepGuest => return guest::keep(),
         Command::FirstProcess { argv } => return guest::first_process(&argv),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -188,6 +188,22 @@ struct ProgramFinding {
     skips: BTreeSet<String>,
 }
 
+/// Runs a command in the guests that `flags` choose; its output lies in [`log_file`] of each.
+pub(crate) fn command(flags: &[String], command: &[String]) -> Result<Vec<Finding>> {
+    let words = ["matrix"].into_iter().chain(flags.iter().map(String::as_str)).chain(["--"]);
+    let words = words.chain(command.iter().map(String::as_str));
+    run(&Arguments::try_parse_from(words).context(|| "matrix".into())?)
+}
+
+/// Where the output of a guest's programs lies until the next run.
+pub(crate) fn log_file(place: &str) -> PathBuf {
+    logs().join(format!("{place}.log"))
+}
+
+fn logs() -> PathBuf {
+    kernel::cache().join("logs")
+}
+
 /// The part of `cargo xtask test` that runs in guests: the sums of their tests.
 pub(crate) fn tests(quick: bool, bless: bool) -> Result<Report> {
     let flags = [(quick, "--quick"), (bless, "--bless")].into_iter().filter_map(|(set, flag)| set.then_some(flag));
@@ -223,7 +239,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Vec<Finding>> {
     if cells.is_empty() {
         return Err(Error::new("no combination of these kernels, layouts and users"));
     }
-    let logs = kernel::cache().join("logs");
+    let logs = logs();
     let _ = fs::remove_dir_all(&logs);
     fs::create_dir_all(&logs).context(|| format!("cannot make {}", logs.display()))?;
 
@@ -248,7 +264,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Vec<Finding>> {
                             if let Ok(mut table) = table.lock() {
                                 table.begin(index);
                             }
-                            cell.visit(arguments, &programs, own_tests.then_some(&list), &logs)
+                            cell.visit(arguments, &programs, own_tests.then_some(&list))
                         }
                     };
                     if let Ok(mut table) = table.lock() {
@@ -319,9 +335,9 @@ impl Cell {
     }
 
     /// Boots the guest and reads what came of it. With a list, the programs are test binaries of ours.
-    fn visit(&self, arguments: &Arguments, programs: &[Program], list: Option<&SkipList>, logs: &Path) -> Finding {
+    fn visit(&self, arguments: &Arguments, programs: &[Program], list: Option<&SkipList>) -> Finding {
         let start = Instant::now();
-        let log = logs.join(format!("{}.log", self.place()));
+        let log = log_file(&self.place());
         let outcome = File::create(&log)
             .context(|| format!("cannot make {}", log.display()))
             .and_then(|file| guest::run(self.kernel, &self.options(arguments), programs.to_vec(), file));
@@ -561,7 +577,7 @@ impl std::fmt::Display for Table {
 }
 
 /// Where the result of the last run lies.
-pub(crate) fn result_file() -> PathBuf {
+fn result_file() -> PathBuf {
     kernel::cache().join("matrix.json")
 }
 

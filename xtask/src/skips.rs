@@ -101,7 +101,6 @@ impl SkipList {
     }
 
     /// Each skip with the guests in which it skips, in order.
-    #[expect(dead_code, reason = "for the page of kernels")]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &BTreeSet<String>)> {
         self.places.iter()
     }
