@@ -251,10 +251,17 @@ impl Report {
         }
     }
 
+    /// How many bytes are left below the hard limit; `None` if there is none.
+    #[must_use]
+    pub fn bytes_left(&self) -> Option<u64> {
+        self.limits.bytes_hard.value().map(|hard| hard.saturating_sub(self.usage.bytes))
+    }
+
     /// Whether not even one further block can be allocated: the hard limit is reached, or the soft one was exceeded
     /// for the grace time. This, and not the errno, tells a full project from a full file system.
     ///
-    /// A request for many blocks at once (fallocate) can fail earlier.
+    /// A request for many blocks at once can fail earlier: fallocate(2), and on f2fs any large write. Compare with
+    /// [`bytes_left`](Self::bytes_left).
     #[must_use]
     pub fn bytes_exhausted(&self) -> bool {
         exhausted(self.limits.bytes_hard, self.usage.bytes, self.block_size, self.usage.bytes_grace_ends)
@@ -361,6 +368,14 @@ mod tests {
         assert!(!report(1 << 40, 0, 0));
         assert!(report(8, 16, 1), "grace ended in 1970");
         assert!(!report(8, 16, 0x7fff_ffff), "grace ends in 2038");
+    }
+
+    #[test]
+    fn what_is_left() {
+        let quota = FsDiskQuota { bcount: 9, blk_hardlimit: 16, ..FsDiskQuota::default() };
+        assert_eq!(Report::from_kernel(1, &quota, 4096).bytes_left(), Some(7 * 512));
+        assert_eq!(Report::from_kernel(1, &FsDiskQuota { bcount: 20, ..quota }, 4096).bytes_left(), Some(0));
+        assert_eq!(Report::from_kernel(1, &FsDiskQuota::default(), 4096).bytes_left(), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod common;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
@@ -135,15 +136,9 @@ fn case_49_files_without_a_name() {
     let full = place.full();
     ordinary(|| {
         let flags = OFlags::TMPFILE | OFlags::RDWR;
-        let mut unnamed = File::from(openat(CWD, &dir, flags, Mode::RUSR | Mode::WUSR).unwrap());
-        let mut written = 0;
-        let error = loop {
-            match unnamed.write(&[7; 65536]) {
-                Ok(n) => written += n as u64,
-                Err(error) => break error.raw_os_error(),
-            }
-        };
-        assert_eq!(error, Some(full));
+        let unnamed = File::from(openat(CWD, &dir, flags, Mode::RUSR | Mode::WUSR).unwrap());
+        let (written, error) = fill(Path::new(&format!("/proc/self/fd/{}", unnamed.as_raw_fd())), 2 * LIMIT);
+        assert_eq!(error, full);
         assert_full(&project, written);
         // Deleted and open: still charged, until it is closed.
         drop(unnamed);

@@ -219,17 +219,19 @@ pub(crate) fn errno<T>(result: std::io::Result<T>) -> i32 {
     result.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |_| 0)
 }
 
-/// Appends 64 KiB blocks to a new file until `most` bytes or an error: bytes written, and the errno or 0.
+/// Appends to a file until `most` bytes more or an error: bytes written, and the errno or 0. By 64 KiB, and when that
+/// fails by 4 KiB: f2fs refuses a write whole that fits in part.
 pub(crate) fn fill(file: &Path, most: u64) -> (u64, i32) {
     let mut file = match fs::OpenOptions::new().create(true).append(true).open(file) {
         Ok(file) => file,
         Err(error) => return (0, error.raw_os_error().unwrap_or(-1)),
     };
-    let block = [0x5a; 65536];
+    let mut block = [0x5a; 65536].as_slice();
     let mut written = 0;
     while written < most {
-        match file.write(&block) {
+        match file.write(block) {
             Ok(n) => written += n as u64,
+            Err(_) if block.len() > 4096 => block = &block[..4096],
             Err(error) => return (written, error.raw_os_error().unwrap_or(-1)),
         }
     }
