@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::fstatvfs;
 
-use crate::record::Record;
+use crate::record::{Known, Record};
 use crate::registry::{Locked, Registry, Slot};
 use crate::{Directory, Error, Filesystem, Kind, Limits, Names, Project, Report, Tag, Usage, sys};
 
@@ -141,8 +141,13 @@ impl Allocator {
                 continue;
             }
             let record = slot.read()?;
+            if record.kept && record.directories.iter().any(|known| root(id, known).is_some()) {
+                result.kept.push(id);
+                continue;
+            }
             match self.settle(&locked, &slot, id, &record, deadline)? {
                 None => result.freed.push(id),
+                // Its directories were renamed, or others bear the id.
                 Some(_) if record.kept => result.kept.push(id),
                 Some(usage) => {
                     let directories = record.directories.into_iter().map(|directory| directory.path).collect();
@@ -176,12 +181,12 @@ impl Allocator {
         deadline: Instant,
     ) -> Result<Option<Usage>, Error> {
         let project = self.inner.filesystem.project(id)?;
-        let full_roots = record.directories.iter().filter(|known| is_full_root(id, known)).count();
+        let in_use = record.directories.iter().filter(|known| still_root(id, known)).count() > 0;
         let report = loop {
             // Id 0: XFS speeds up its background work then.
             let _ = self.inner.filesystem.read(0)?;
             let report = project.report()?;
-            if report.is_unused() || full_roots > 0 || Instant::now() >= deadline {
+            if report.is_unused() || in_use || Instant::now() >= deadline {
                 break report;
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -216,15 +221,17 @@ fn lock_soon(slot: &Slot) -> Result<bool, Error> {
     }
 }
 
-/// Whether the directory is still there, is the same one, bears the id, and is not empty. An empty one loses the id.
-fn is_full_root(id: u32, known: &crate::record::Known) -> bool {
-    let Ok(directory) = Directory::open(&known.path) else { return false };
+/// The directory, if it is still there, is the same one, and bears the id.
+fn root(id: u32, known: &Known) -> Option<Directory> {
+    let directory = Directory::open(&known.path).ok()?;
     let same = directory.identity().is_ok_and(|identity| identity == known.identity);
     let tagged = directory.tag().is_ok_and(|tag| tag == Tag { project: id, inherit: true });
-    if !same || !tagged {
-        return false;
-    }
-    !(directory.is_empty().unwrap_or(false) && directory.untag().is_ok())
+    (same && tagged).then_some(directory)
+}
+
+/// Takes an empty root out of the project. Whether it still is one afterwards.
+fn still_root(id: u32, known: &Known) -> bool {
+    root(id, known).is_some_and(|directory| !(directory.is_empty().unwrap_or(false) && directory.untag().is_ok()))
 }
 
 /// One registry per file system, whatever its mount point and device number are today.

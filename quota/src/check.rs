@@ -145,7 +145,8 @@ impl Problem {
                 device.display()
             ),
             Self::MissingFeature { kind: Kind::F2fs, device, .. } => format!(
-                "umount, fsck.f2fs -O extra_attr,project_quota,quota {0} or mkfs.f2fs with the same -O, mount -o prjquota",
+                "make it anew (no tool adds it later): mkfs.f2fs -O extra_attr,project_quota,quota {}, \
+                 mount -o prjquota",
                 device.display()
             ),
             Self::MissingFeature { device, .. } => {
@@ -184,7 +185,7 @@ fn mount_fix(kind: &Kind, mount_point: &Path, device: &Path) -> String {
         (Kind::Xfs, true) => {
             "add rootflags=prjquota to the kernel command line and reboot (fstab is too late for /)".to_owned()
         }
-        (Kind::Xfs, false) => format!(
+        (Kind::Xfs | Kind::F2fs, false) => format!(
             "umount {point} && mount -o prjquota {device} {point} (a remount cannot add it), and prjquota in fstab"
         ),
         (_, true) => format!(
@@ -428,7 +429,7 @@ mod tests {
             (
                 Problem::MissingFeature { kind: Kind::F2fs, feature: "project_quota", device: device.clone() },
                 "lacks the feature project_quota",
-                "f2fs -O extra_attr",
+                "mkfs.f2fs -O extra_attr,project_quota,quota /dev/vdb",
             ),
             (
                 Problem::NotEnforced { kind: Kind::Xfs, mount_point: point.clone() },

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat, openat2, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2, statat};
 use rustix::io::Errno;
 
 use crate::sys::{self, FS_XFLAG_PROJINHERIT};
@@ -189,11 +189,9 @@ impl Directory {
     fn retag_content(&self, project: u32, may_change: impl Fn(u32) -> bool) -> Result<Retagged, Error> {
         let mut result = Retagged { done: 1, ..Retagged::default() };
         let mut directories = vec![PathBuf::from(".")];
-        let resolve =
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         while let Some(path) = directories.pop() {
             let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let listed = openat2(&self.fd, &path, flags, Mode::empty(), resolve)
+            let listed = openat2(&self.fd, &path, flags, Mode::empty(), RESOLVE)
                 .and_then(|fd| entries(fd.as_fd()).map(|names| (fd, names)));
             let (fd, names) = match listed {
                 Ok(listed) => listed,
@@ -230,7 +228,7 @@ impl Directory {
 impl Retagged {
     fn leave(&mut self, path: PathBuf, errno: Errno, special: bool) {
         let why = match errno {
-            Errno::XDEV => "another file system is mounted there".to_owned(),
+            Errno::XDEV => "something is mounted there".to_owned(),
             Errno::NOSYS => {
                 "only file_setattr(2) changes the project of links and special files (Linux 6.17)".to_owned()
             }
@@ -242,6 +240,12 @@ impl Retagged {
         self.left.push(Left { path, why, special });
     }
 }
+
+/// Nothing leads out of the tree: no link, no mount, no `..`.
+const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
 
 struct Entry {
     kind: FileType,
@@ -268,10 +272,8 @@ fn retag_entry(
     if kind.is_dir() || kind.is_file() {
         // NONBLOCK: should it have become a FIFO meanwhile, this does not wait for a writer.
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let fd = openat(dir, name, flags, Mode::empty()).map_err(file)?;
-        if fstat(&fd).map_err(file)?.st_dev != fstat(dir).map_err(file)?.st_dev {
-            return Err(file(Errno::XDEV));
-        }
+        // XDEV: something is mounted over it, perhaps a directory of the same file system that is not ours to change.
+        let fd = openat2(dir, name, flags, Mode::empty(), RESOLVE).map_err(file)?;
         check(sys::get_xattr(fd.as_fd()).map_err(|error| file(number(&error)))?.projid)?;
         retag(fd.as_fd(), project, project != 0 && kind.is_dir()).map_err(|error| file(number(&error)))?;
     } else {

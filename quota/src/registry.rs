@@ -78,7 +78,8 @@ impl Locked<'_> {
         let mut ids = Vec::new();
         for entry in Dir::read_from(&self.registry.directory).map_err(error)? {
             let entry = entry.map_err(error)?;
-            ids.extend(entry.file_name().to_str().ok().and_then(|name| name.parse::<u32>().ok()));
+            let id = entry.file_name().to_str().ok().and_then(|name| name.parse::<u32>().ok());
+            ids.extend(id.filter(|id| (1..u32::MAX).contains(id)));
         }
         ids.sort_unstable();
         Ok(ids)

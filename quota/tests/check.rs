@@ -268,9 +268,52 @@ fn an_unfit_f2fs_is_named() {
         let found = problems(image, &Check::default());
         assert!(matches!(&found[0], Problem::MissingFeature { kind: Kind::F2fs, .. }), "{found:?}");
     });
+    with_mount(F2FS, "f2fs", "", |image| {
+        let found = problems(image, &Check::default());
+        assert!(found[0].is_fatal() && found[0].fix().contains("prjquota"), "{found:?}");
+        image.unmount();
+        image.mount("f2fs", "prjquota").unwrap();
+        assert!(!problems(image, &Check::default())[0].is_fatal());
+    });
     with_mount(F2FS, "f2fs", "prjquota", |image| {
         let found = problems(image, &Check::default());
         assert_eq!(found, [Problem::PrivilegedAreExempt { kind: Kind::F2fs }]);
+    });
+}
+
+/// What the fixes tell to do, done.
+#[test]
+fn the_fixes_work() {
+    require!(root(), loop_devices(), tool("mkfs.xfs"), tool("xfs_quota"), tool("mkfs.ext4"), tool("quotaon"));
+    require!(filesystem_type("xfs"), filesystem_type("ext4"), project_quota_kernel());
+    let fit = |image: &Image| problems(image, &Check::default()).iter().all(|problem| !problem.is_fatal());
+    with_mount(XFS, "xfs", "", |image| {
+        assert!(!fit(image));
+        image.unmount();
+        image.mount("xfs", "prjquota").unwrap();
+        assert!(fit(image));
+        run(Command::new("xfs_quota").args(["-x", "-c", "limit -p -d bhard=1m"]).arg(image.point())).unwrap();
+        assert!(matches!(problems(image, &Check::default())[..], [Problem::DefaultLimits { .. }]));
+        let none = "limit -p -d bhard=0 bsoft=0 ihard=0 isoft=0";
+        run(Command::new("xfs_quota").args(["-x", "-c", none]).arg(image.point())).unwrap();
+        assert_eq!(problems(image, &Check::default()), []);
+    });
+    with_mount(XFS, "xfs", "pqnoenforce", |image| {
+        run(Command::new("xfs_quota").args(["-x", "-c", "enable -p"]).arg(image.point())).unwrap();
+        assert!(fit(image));
+    });
+    for mkfs in ["mkfs.ext4 -q -F", "mkfs.ext4 -q -F -O project,^quota"] {
+        with_mount(mkfs, "ext4", "", |image| {
+            assert!(!fit(image));
+            image.unmount();
+            run(Command::new("tune2fs").args(["-O", "project,quota", "-Q", "prjquota"]).arg(image.file())).unwrap();
+            image.mount("ext4", "prjquota").unwrap();
+            assert!(fit(image));
+        });
+    }
+    with_mount(EXT4, "ext4", "", |image| {
+        run(Command::new("quotaon").arg("-P").arg(image.point())).unwrap();
+        assert!(fit(image));
     });
 }
 

@@ -214,8 +214,10 @@ fn a_kept_lease_outlives_its_program() {
     let lease = allocator.lease("volume", &limits).unwrap();
     let dir = place.directory("volume");
     lease.assign(&Directory::open(&dir).unwrap()).unwrap();
-    fs::write(dir.join("data"), "x").unwrap();
     let id = lease.keep().unwrap();
+    assert_eq!(allocator.recover().unwrap().kept, [id], "empty, and kept all the same");
+    assert_eq!(project_of(&dir), id);
+    fs::write(dir.join("data"), "x").unwrap();
     assert_eq!(allocator.recover().unwrap().kept, [id]);
     assert_eq!(place.filesystem.project(id).unwrap().limits().unwrap(), limits);
     let lease = allocator.take(id).unwrap().unwrap();
@@ -326,12 +328,22 @@ fn an_owner_killed_at_any_instant_is_recovered() {
 #[test]
 fn limits_and_leases_survive_an_unmount_and_a_mount_without_quota() {
     require!(root(), loop_devices(), tool("mkfs.xfs"), common::project_quota_kernel());
+    survive("mkfs.xfs -q", "xfs");
+}
+
+#[test]
+fn limits_and_leases_survive_on_ext4() {
+    require!(root(), loop_devices(), tool("mkfs.ext4"), common::project_quota_kernel());
+    survive("mkfs.ext4 -q -F -O quota,project -E quotatype=usrquota:grpquota:prjquota", "ext4");
+}
+
+fn survive(mkfs: &str, kind: &str) {
     in_thread(|| {
         sys::private_mounts().unwrap();
-        let image = Image::new("mkfs.xfs -q");
+        let image = Image::new(mkfs);
         let state = tempfile::tempdir().unwrap();
         let limits = Limits::unlimited().bytes(1 << 20).inodes(100);
-        image.mount("xfs", "prjquota").unwrap();
+        image.mount(kind, "prjquota").unwrap();
         let allocator = Allocator::open(&image.open(), state.path(), 500..=600).unwrap();
         let lease = allocator.lease("volume", &limits).unwrap();
         let dir = image.point().join("volume");
@@ -340,20 +352,24 @@ fn limits_and_leases_survive_an_unmount_and_a_mount_without_quota() {
         fs::write(dir.join("f"), [1; 65536]).unwrap();
         let id = lease.keep().unwrap();
         drop(allocator);
+        image.remount("ro").unwrap();
+        image.remount("rw").unwrap();
+        assert_eq!(image.open().project(id).unwrap().limits().unwrap(), limits);
         image.unmount();
-        // Written while nobody counts.
-        image.mount("xfs", "").unwrap();
-        fs::write(dir.join("g"), [1; 65536]).unwrap();
-        assert!(image.open().project(id).unwrap().report().is_err());
+        // Written while XFS does not count, and ext4 does not enforce.
+        image.mount(kind, "").unwrap();
+        fs::write(dir.join("g"), vec![1; 128 << 10]).unwrap();
+        assert!(image.open().require(&quota::Check::default()).is_err());
         image.unmount();
-        // Counted anew by the mount.
-        image.mount("xfs", "prjquota").unwrap();
+        // Counted anew by the mount, where need be.
+        image.mount(kind, "prjquota").unwrap();
         let filesystem = image.open();
         let report = filesystem.project(id).unwrap().report().unwrap();
-        assert_eq!(report.limits, limits);
-        assert_eq!((report.usage.bytes, report.usage.inodes), (2 * 65536, 3));
-        let (_, error) = fill(&dir.join("h"), 2 << 20);
-        assert_eq!(error, libc::ENOSPC);
+        assert_eq!((report.limits, report.usage.inodes), (limits, 3));
+        assert!((192 << 10..=200 << 10).contains(&report.usage.bytes), "{report:?}");
+        let (written, error) = ordinary(|| fill(&dir.join("h"), 2 << 20));
+        assert_eq!(error, if kind == "xfs" { libc::ENOSPC } else { libc::EDQUOT });
+        assert!(written <= (1 << 20) - report.usage.bytes, "{written}");
         // The registry knows the file system again, by whatever device.
         let allocator = Allocator::open(&filesystem, state.path(), 500..=600).unwrap();
         assert_eq!(allocator.recover().unwrap().kept, [id]);

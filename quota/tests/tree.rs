@@ -197,7 +197,7 @@ fn an_existing_tree_is_taken_whole() {
 }
 
 #[test]
-fn another_file_system_inside_is_named_and_left() {
+fn what_is_mounted_inside_is_named_and_left() {
     require!(disk());
     in_thread(|| {
         sys::private_mounts().unwrap();
@@ -211,7 +211,15 @@ fn another_file_system_inside_is_named_and_left() {
         run(Command::new("umount").arg(root.join("mount"))).unwrap();
         assert_eq!(result.done, 1);
         assert_eq!(result.left[0].path, Path::new("mount"));
-        assert!(result.left[0].why.contains("another file system"), "{result:?}");
+        assert!(result.left[0].why.contains("mounted there"), "{result:?}");
+        // A directory of the same file system, shown here by a bind mount, is somebody else's all the same.
+        let elsewhere = place.directory("elsewhere");
+        file(&elsewhere.join("f"));
+        run(Command::new("mount").arg("--bind").arg(&elsewhere).arg(root.join("mount"))).unwrap();
+        let result = Directory::open(&root).unwrap().assign_existing(&project).unwrap();
+        run(Command::new("umount").arg(root.join("mount"))).unwrap();
+        assert_eq!((project_of(&elsewhere), project_of(&elsewhere.join("f"))), (0, 0));
+        assert!(result.left[0].why.contains("mounted there"), "{result:?}");
     });
 }
 
