@@ -12,7 +12,8 @@
 //! is the walk so far without its last name, done again from the root.
 //!
 //! What no path resolution can prevent: a *directory* inside the root that someone with access to both moves out of it
-//! while it is being used. For clone children: no function allocates; each needs 16 KiB of stack.
+//! while it is being used. For clone children: no function allocates, and the smallest
+//! [`Stack`](crate::Stack) is enough.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -6,10 +6,11 @@ mod common;
 
 use std::ffi::{CStr, CString};
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{in_child, uid, without};
 use ns::mount::{self, Attributes, Filesystem, Overlay, Proc, Tmpfs};
@@ -285,6 +286,50 @@ fn locked_attributes_are_kept_in_a_user_namespace() {
         without(&[libc::SYS_mount_setattr], libc::ENOSYS, || in_child(&inner, job).unwrap());
     })
     .unwrap();
+}
+
+#[test]
+fn racing_exchange_moves_no_mount_outside() {
+    let able = possible();
+    require!("racing_exchange_moves_no_mount_outside", able.is_ok(), "mount namespaces", able.unwrap_err());
+    let outer = tempfile::tempdir().unwrap();
+    let inside = outer.path().join("root");
+    fs::create_dir_all(outer.path().join("out/b")).unwrap();
+    fs::create_dir_all(inside.join("a/b")).unwrap();
+    std::os::unix::fs::symlink("../out", inside.join("link")).unwrap();
+    let (root, stop) = (host(&CString::new(inside.as_os_str().as_bytes()).unwrap()), AtomicBool::new(false));
+    let (mut attached, mut refused) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let flags = rustix::fs::RenameFlags::EXCHANGE;
+                rustix::fs::renameat_with(&root, "a", &root, "link", flags).unwrap();
+                std::thread::yield_now();
+            }
+        });
+        let result = in_mounts(|| {
+            mount::make_private().unwrap();
+            // In this mount namespace the directory is another place than in the one where it was opened.
+            let root = host(&CString::new(inside.as_os_str().as_bytes()).unwrap());
+            for _ in 0..300 {
+                let Ok(target) = path::create_dir_in_root(root.as_fd(), c"a/../a/b", 0o755) else {
+                    refused += 1;
+                    continue;
+                };
+                let tree = tmpfs();
+                mount::attach(tree.as_fd(), target.as_fd()).unwrap();
+                attached += 1;
+                let place = fs::read_link(format!("/proc/self/fd/{}", tree.as_raw_fd())).unwrap();
+                assert!(place.starts_with(&inside), "{}", place.display());
+                rustix::mount::unmount(&place, rustix::mount::UnmountFlags::DETACH).unwrap_or_default();
+            }
+            let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            assert!(!mountinfo.contains(outer.path().join("out").to_str().unwrap()), "{mountinfo}");
+        });
+        stop.store(true, Ordering::Relaxed);
+        result.unwrap();
+    });
+    assert!(attached > 0, "{attached} {refused}");
 }
 
 #[test]

@@ -8,18 +8,14 @@
 //! | kernel | difference |
 //! |---|---|
 //! | 5.10, 5.11 | no `mount_setattr`: attributes only of attached trees ([`set_attributes`]), no [`set_idmap`] |
-//! | before 6.15 | [`attach`] onto a detached tree is `EINVAL`: [`attach_root`] first, then attach below it |
+//! | before 6.15 | [`attach`] onto a detached tree is `EINVAL`: [`attach_root`] first, then attach below it; nor can a detached tree be copied by [`clone_tree`] |
 //!
-//! No function here allocates, locks, panics or touches `errno`; the deepest needs 16 KiB of stack.
+//! No function here allocates, locks, panics or touches `errno`; the smallest [`Stack`](crate::Stack) is enough.
 
 mod attributes;
 mod filesystem;
 mod submounts;
 mod tree;
-
-pub use attributes::{Attributes, set_attributes, set_idmap};
-pub use filesystem::{Filesystem, Overlay, Proc, Tmpfs, devpts, mqueue, overlay, proc, tmpfs};
-pub use tree::{attach, attach_root, clone_tree, enter_root, make_private, pivot};
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -29,6 +25,10 @@ use rustix::fs::{CWD, Mode, OFlags};
 use crate::error::Errno;
 use crate::sys::Fd;
 use crate::text;
+
+pub use attributes::{Attributes, set_attributes, set_idmap};
+pub use filesystem::{Filesystem, Overlay, Proc, Tmpfs, devpts, mqueue, overlay, proc, tmpfs};
+pub use tree::{attach, attach_root, clone_tree, enter_root, make_private, pivot};
 
 /// Gives `act` a path to the top of a tree, for the calls that take no descriptor: `/proc/self/fd/N`, or `.` for a
 /// moment where `/proc` is not the caller's.
