@@ -30,6 +30,7 @@ const PR_CAP_AMBIENT: usize = 47;
 const PR_CAP_AMBIENT_CLEAR_ALL: usize = 4;
 const SECCOMP_SET_MODE_FILTER: usize = 1;
 const SIGCHLD: usize = 17;
+const SIGNALS: usize = 64;
 const SIG_SETMASK: usize = 2;
 const SFD_CLOEXEC: usize = 0x80000;
 const POLLIN: i16 = 1;
@@ -150,6 +151,7 @@ fn set_up(init: &mut Init) -> Result<i32, (u32, i32)> {
     if config.filter_length != 0 {
         install_filter(config.filter_length, at + header as usize).map_err(|errno| (step::SECCOMP, errno))?;
     }
+    default_signals();
     // Fresh zero pages for the requests to come.
     exec::map_inline().map_err(config_error)?;
     watch_children().map_err(|errno| (step::WATCH_CHILDREN, errno))
@@ -200,6 +202,15 @@ fn install_filter(length: u32, instructions: usize) -> Result<(), i32> {
     let program = Program { length: length as u16, instructions };
     // SAFETY: `length` instructions were received at that address; the kernel copies them.
     check(unsafe { syscall(nr::SECCOMP, [SECCOMP_SET_MODE_FILTER, 0, &raw const program as usize, 0, 0, 0]) })
+}
+
+/// Signals that the host program ignores stay ignored by clone and execve: programs must not inherit that.
+fn default_signals() {
+    let default = [0usize; 4]; // handler SIG_DFL, no flags, no restorer, empty mask
+    for signal in 1..=SIGNALS {
+        // SAFETY: a whole kernel sigaction; SIGKILL and SIGSTOP are refused, which is right.
+        unsafe { syscall(nr::RT_SIGACTION, [signal, default.as_ptr() as usize, 0, 8, 0, 0]) };
+    }
 }
 
 /// Blocks SIGCHLD and opens the descriptor that tells of it.

@@ -80,6 +80,12 @@ impl Identity {
         let own_init = (privilege == Privilege::User).then_some(own);
         let this = Self { source, uid, gid, own_init };
         if let Source::Single { .. } = this.source {
+            if plan.rlimits.contains_key(&rlimit::Resource::Nproc) {
+                plan.warnings.push(format!(
+                    "nproc counts all processes of host uid {} together, those outside the sandbox too; pids_max does not",
+                    own.0
+                ));
+            }
             if plan.mode(Feature::Seccomp) == Mode::Off {
                 let why = "with a single id init and programs share it, and only the filter keeps them apart";
                 return Err(Error::invalid("off(seccomp)", why));
