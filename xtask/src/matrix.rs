@@ -22,6 +22,8 @@ use crate::skips::{self, SkipList};
 /// Seconds for one test binary in a guest: up to a hundred times slower than the host.
 const PROGRAM_LIMIT: u64 = 300;
 const SWAP: u64 = 64 << 20;
+/// Makes a test fail where it would skip.
+const REQUIRE_ALL: &str = "SANDBOX_TEST_REQUIRE_ALL";
 /// The exit status by which a program says that it cannot run here.
 const SKIP_STATUS: u8 = 77;
 
@@ -250,6 +252,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Vec<Finding>> {
     }
     let path = skips::file("guests");
     let mut list = SkipList::read(&path)?;
+    let expected = (own_tests && !arguments.bless).then(|| list.clone());
     let table = Mutex::new(Table::new(&cells));
     let queue = Mutex::new(cells.iter().enumerate());
     std::thread::scope(|scope| {
@@ -264,7 +267,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Vec<Finding>> {
                             if let Ok(mut table) = table.lock() {
                                 table.begin(index);
                             }
-                            cell.visit(arguments, &programs, own_tests.then_some(&list))
+                            cell.visit(arguments, &programs, own_tests, expected.as_ref())
                         }
                     };
                     if let Ok(mut table) = table.lock() {
@@ -299,6 +302,7 @@ fn kernel_tests() -> Result<Vec<Program>> {
         binaries.filter(|binary| binary.integration && !binary.name.starts_with("xtask/") && !without(&binary.name));
     let program = |binary: cargo::TestBinary| {
         let mut environment = guest::environment();
+        environment.retain(|(name, _)| name != REQUIRE_ALL); // said for each guest and binary
         environment.push(("CARGO_MANIFEST_DIR".into(), binary.directory.display().to_string()));
         Program {
             name: binary.name,
@@ -334,18 +338,32 @@ impl Cell {
         self.finding(State::Skipped, Some(reason.to_owned()))
     }
 
-    /// Boots the guest and reads what came of it. With a list, the programs are test binaries of ours.
-    fn visit(&self, arguments: &Arguments, programs: &[Program], list: Option<&SkipList>) -> Finding {
+    /// The programs, told to fail instead of skipping where the list knows of no skip in this guest.
+    fn ordered(&self, programs: &[Program], list: Option<&SkipList>) -> Vec<Program> {
+        let mut programs = programs.to_vec();
+        if let Some(list) = list {
+            let place = self.place();
+            for program in &mut programs {
+                if !list.skips_at(&place).any(|skip| skip.split(' ').next() == Some(&program.name)) {
+                    program.environment.push((REQUIRE_ALL.into(), "1".into()));
+                }
+            }
+        }
+        programs
+    }
+
+    /// Boots the guest and reads what came of it: `tests` of ours, or one command.
+    fn visit(&self, arguments: &Arguments, programs: &[Program], tests: bool, list: Option<&SkipList>) -> Finding {
         let start = Instant::now();
         let log = log_file(&self.place());
         let outcome = File::create(&log)
             .context(|| format!("cannot make {}", log.display()))
-            .and_then(|file| guest::run(self.kernel, &self.options(arguments), programs.to_vec(), file));
+            .and_then(|file| guest::run(self.kernel, &self.options(arguments), self.ordered(programs, list), file));
         let mut finding = match outcome {
             Err(error) => self.finding(State::Failed, Some(error.to_string())),
             Ok(outcome) => {
                 let text = fs::read(&log).unwrap_or_default();
-                let judged = judge(&String::from_utf8_lossy(&text), programs, &outcome, list.is_some());
+                let judged = judge(&String::from_utf8_lossy(&text), programs, &outcome, tests);
                 let mut finding = self.finding(State::Passed, None);
                 finding.programs = judged.programs;
                 finding.tests_passed = finding.programs.iter().map(|program| program.passed).sum();
@@ -357,7 +375,7 @@ impl Cell {
                     let _ =
                         File::options().append(true).open(&log).and_then(|mut file| file.write_all(console.as_bytes()));
                 }
-                if let Some(list) = list.filter(|_| !arguments.bless) {
+                if let Some(list) = list {
                     finding.compare(list, &self.place());
                 }
                 finding
@@ -378,10 +396,17 @@ impl Finding {
 
     /// A guest's kernel, layout, user and disk are given: a test that skips in it must be in the list.
     fn compare(&mut self, list: &SkipList, place: &str) {
-        let new = list.compare(place, &self.skips()).new;
-        if !new.is_empty() && self.state == State::Passed {
+        if self.state != State::Passed {
+            return;
+        }
+        let difference = list.compare(place, &self.skips());
+        if !difference.new.is_empty() {
             self.state = State::Failed;
-            self.reason = Some(format!("skips what xtask/skips/guests.txt does not list: {}", new.join(" | ")));
+            self.reason =
+                Some(format!("skips what xtask/skips/guests.txt does not list: {}", difference.new.join(" | ")));
+        } else if !difference.gone.is_empty() {
+            // No failure: the newest kernel moves, and gains features.
+            self.reason = Some(format!("listed, but did not skip: {}", difference.gone.join(" | ")));
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::error::{Context, Result};
 /// The place of the host's own list.
 pub(crate) const HOST: &str = "";
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SkipList {
     head: String,
     places: BTreeMap<String, BTreeSet<String>>,
@@ -69,7 +69,8 @@ impl SkipList {
         list
     }
 
-    fn skips_at<'a>(&'a self, place: &'a str) -> impl Iterator<Item = &'a String> {
+    /// What is listed for `place`.
+    pub(crate) fn skips_at<'a>(&'a self, place: &'a str) -> impl Iterator<Item = &'a String> {
         let here = move |places: &BTreeSet<String>| places.contains(place) || (place == HOST && places.is_empty());
         self.places.iter().filter(move |(_, places)| here(places)).map(|(skip, _)| skip)
     }
