@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, getrlimit, prlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 
@@ -29,7 +30,7 @@ pub fn set(resource: Resource, limits: Limits) -> Result<(), Error> {
     setrlimit(resource.to_rustix(), limits.to_rustix()).map_err(|errno| Error::Syscall {
         call: "setrlimit",
         detail: format!("{resource}={limits}"),
-        rule: rule(resource, limits, Some(get(resource)), false),
+        rule: (errno == Errno::PERM).then(|| rule(resource, limits, Some(get(resource)), false)).flatten(),
         error: errno.into(),
     })
 }
@@ -102,11 +103,12 @@ pub fn set_of(pid: u32, resource: Resource, limits: Limits) -> Result<Limits, Er
     match prlimit(Some(target), resource.to_rustix(), limits.to_rustix()) {
         Ok(before) => Ok(Limits::from_rustix(before)),
         Err(errno) => {
-            let present = of(pid).ok().and_then(|table| table.get(resource));
+            let present = || of(pid).ok().and_then(|table| table.get(resource));
+            let rule = (errno == Errno::PERM).then(|| rule(resource, limits, present(), foreign(pid))).flatten();
             Err(Error::Syscall {
                 call: "prlimit",
                 detail: format!("{resource}={limits} of process {pid}"),
-                rule: rule(resource, limits, present, foreign(pid)),
+                rule,
                 error: errno.into(),
             })
         }

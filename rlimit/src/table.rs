@@ -74,6 +74,13 @@ mod tests {
     }
 
     #[test]
+    fn the_oldest_kernel_that_we_support_has_the_same_rows() {
+        let table = Table::parse(include_str!("../testdata/proc-limits-5.10.txt")).unwrap();
+        assert_eq!(table.iter().count(), 16);
+        assert_eq!(table.get(Resource::Memlock), Some(Limits::both(Limit::Value(64 << 10))));
+    }
+
+    #[test]
     fn an_old_table_lacks_a_row_and_has_another_unit() {
         // Linux 2.6.24: CPU time in ms, no real-time timeout.
         let old = "Limit                     Soft Limit           Hard Limit           Units     \n\

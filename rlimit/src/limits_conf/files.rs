@@ -171,7 +171,7 @@ fn without_links(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<Own
     while let Some(part) = names.next() {
         let Component::Normal(name) = part else { return Err(Errno::XDEV) };
         let last = names.peek().is_none();
-        dir = step(dir.as_fd(), name, if last { flags } else { OFlags::PATH | OFlags::DIRECTORY })?;
+        dir = step(dir.as_fd(), name, if last { flags } else { OFlags::PATH })?;
     }
     Ok(dir)
 }
@@ -349,6 +349,42 @@ fn parse(bytes: &[u8], flavor: Flavor, file: Arc<Path>) -> Parsed {
             let statement = line::parse(piece, flavor)?;
             Some((Line::new(Arc::clone(&file), number, piece), statement))
         })
+        // One more is enough to be refused.
+        .take(ALL_LINES + 1)
         .collect();
     Parsed { bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX), lines }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// The way taken where an outer filter hides openat2: no link at all, and nothing above the root.
+    #[test]
+    fn without_openat2_no_link_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("etc/security")).unwrap();
+        std::fs::write(dir.path().join("etc/security/limits.conf"), "x").unwrap();
+        symlink("etc", dir.path().join("link")).unwrap();
+        symlink("limits.conf", dir.path().join("etc/security/last")).unwrap();
+        let root = std::fs::File::open(dir.path()).unwrap();
+        let open = |path: &str| without_links(root.as_fd(), Path::new(path), OFlags::RDONLY);
+        let mut text = String::new();
+        File::from(open("etc/./security/limits.conf").unwrap()).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "x");
+        assert!(without_links(root.as_fd(), Path::new("etc"), OFlags::PATH).is_ok());
+        for (path, errno) in [
+            ("link/security/limits.conf", Errno::LOOP),
+            ("etc/security/last", Errno::LOOP),
+            ("etc/../etc/security/limits.conf", Errno::XDEV),
+            ("../etc", Errno::XDEV),
+            ("etc/none", Errno::NOENT),
+            ("none/none", Errno::NOENT),
+            ("etc/security/limits.conf/x", Errno::NOTDIR),
+        ] {
+            assert_eq!(open(path).unwrap_err(), errno, "{path}");
+        }
+    }
 }
