@@ -164,10 +164,10 @@ enum Received {
 
 fn receive_until(socket: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<Received, Error> {
     let step = |error| Error::setup("hear from init", error);
-    if deadline.is_some() {
+    if let Some(deadline) = deadline {
         loop {
-            let Some(left) = left(deadline) else { return Ok(Received::TimedOut) };
-            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+            // When the deadline has passed, what is there already is still taken.
+            let timeout = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
             match rustix::event::poll(&mut [PollFd::from_borrowed_fd(socket, PollFlags::IN)], timeout.as_ref()) {
                 Ok(0) => return Ok(Received::TimedOut),
                 Ok(_) => break,
