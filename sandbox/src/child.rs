@@ -1,6 +1,5 @@
 //! [`Child`]: a program that runs, until its [`Outcome`].
 
-use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, ExitStatus};
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ns::PidFd;
 
-use crate::command::{expect_answer, not_started};
+use crate::command::{Asked, expect_answer};
 use crate::init::Waited;
 use crate::init::protocol::{self, Reply};
 use crate::instance::{Killed, Running, Stuck};
@@ -186,7 +185,7 @@ pub struct Child {
     serial: u32,
     id: Option<u32>,
     allowance: Option<Arc<Allowance>>,
-    paths: Vec<CString>,
+    asked: Asked,
     enforcement: Arc<[Enforcement]>,
     outcome: Option<Outcome>,
     /// The write end of the program's standard input, if that is piped.
@@ -203,7 +202,7 @@ impl Child {
         serial: u32,
         streams: Streams,
         allowance: Option<Arc<Allowance>>,
-        paths: Vec<CString>,
+        asked: Asked,
         enforcement: Arc<[Enforcement]>,
     ) -> Self {
         Self {
@@ -212,7 +211,7 @@ impl Child {
             serial,
             id: None,
             allowance,
-            paths,
+            asked,
             outcome: None,
             stdin: streams.stdin.map(ChildStdin::from),
             stdout: streams.stdout.map(ChildStdout::from),
@@ -221,7 +220,7 @@ impl Child {
     }
 
     /// Waits until execve(2) has succeeded in the sandbox.
-    pub(crate) fn wait_started(&mut self, program: &OsStr) -> Result<(), Error> {
+    pub(crate) fn wait_started(&mut self) -> Result<(), Error> {
         let answer = loop {
             match self.watch.running.handle.wait(self.serial, self.watch.next_check())? {
                 Waited::TimedOut => drop(self.watch.check()),
@@ -229,7 +228,7 @@ impl Child {
             }
         };
         if answer.reply.kind != protocol::STARTED {
-            return Err(not_started(&answer, program, &self.paths));
+            return Err(self.asked.not_started(&answer));
         }
         if let Some(fd) = answer.fd {
             let pidfd = PidFd::from(fd);
@@ -367,7 +366,7 @@ impl Child {
                 Waited::Answer(answer) if answer.reply.kind == protocol::STARTED => {}
                 Waited::Answer(answer) => {
                     self.watch.ended.store(true, Ordering::Release);
-                    return Err(not_started(&answer, OsStr::new(""), &self.paths));
+                    return Err(self.asked.not_started(&answer));
                 }
                 Waited::Ended => return self.finish(None).map(Some),
                 Waited::TimedOut => {

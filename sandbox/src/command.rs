@@ -243,9 +243,10 @@ impl Command {
         running.handle.send(message, &fds)?;
         drop(fds);
         drop(ends.program);
-        let mut child = Child::new(watch, serial, ends.caller, allowance, request.paths, report);
+        let asked = Asked { program: self.program.clone(), directory: self.directory.clone(), paths: request.paths };
+        let mut child = Child::new(watch, serial, ends.caller, allowance, asked, report);
         if notify_started {
-            child.wait_started(&self.program)?;
+            child.wait_started()?;
         }
         Ok(child)
     }
@@ -356,30 +357,44 @@ fn candidates(program: &OsStr, path: &OsStr) -> Result<Vec<CString>, Error> {
         .collect()
 }
 
-/// The error of a program that was not started.
-pub(crate) fn not_started(answer: &Answer, program: &OsStr, paths: &[CString]) -> Error {
-    let reply = &answer.reply;
-    let error = std::io::Error::from_raw_os_error(reply.errno);
-    if reply.kind == protocol::BROKEN {
-        return broken(reply);
+/// What a program was to be, for the error when it was not started.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    program: OsString,
+    directory: OsString,
+    paths: Vec<CString>,
+}
+
+impl Asked {
+    /// The error of a program that was not started.
+    pub(crate) fn not_started(&self, answer: &Answer) -> Error {
+        let reply = &answer.reply;
+        let error = std::io::Error::from_raw_os_error(reply.errno);
+        if reply.kind == protocol::BROKEN {
+            return broken(reply);
+        }
+        match reply.step {
+            protocol::step::EXECUTE => {}
+            protocol::step::DIRECTORY => {
+                return Error::setup_at(protocol::step::words(reply.step), &self.directory, error);
+            }
+            step => return Error::setup(protocol::step::words(step), error),
+        }
+        let no_interpreter = reply.detail & protocol::INTERPRETER_MISSING != 0;
+        let number = usize::try_from(reply.detail & !protocol::INTERPRETER_MISSING).unwrap_or(0);
+        let found = number.checked_sub(1).and_then(|index| self.paths.get(index));
+        let path = found.map_or_else(|| self.program.clone(), |path| OsString::from_vec(path.as_bytes().to_vec()));
+        let cause = match reply.errno {
+            libc::ENOENT if no_interpreter => ProgramCause::InterpreterNotFound,
+            libc::ENOENT | libc::ENOTDIR => ProgramCause::NotFound,
+            libc::EISDIR => ProgramCause::IsADirectory,
+            libc::EACCES => ProgramCause::NotExecutable,
+            libc::E2BIG => ProgramCause::ArgumentsTooLong,
+            libc::ENOEXEC => ProgramCause::UnknownFormat,
+            _ => ProgramCause::Other,
+        };
+        Error::Program { path: PathBuf::from(path), cause, error }
     }
-    if reply.step != protocol::step::EXECUTE {
-        return Error::setup(protocol::step::words(reply.step), error);
-    }
-    let no_interpreter = reply.detail & protocol::INTERPRETER_MISSING != 0;
-    let number = usize::try_from(reply.detail & !protocol::INTERPRETER_MISSING).unwrap_or(0);
-    let found = number.checked_sub(1).and_then(|index| paths.get(index));
-    let path = found.map_or_else(|| program.to_owned(), |path| OsString::from_vec(path.as_bytes().to_vec()));
-    let cause = match reply.errno {
-        libc::ENOENT if no_interpreter => ProgramCause::InterpreterNotFound,
-        libc::ENOENT | libc::ENOTDIR => ProgramCause::NotFound,
-        libc::EISDIR => ProgramCause::IsADirectory,
-        libc::EACCES => ProgramCause::NotExecutable,
-        libc::E2BIG => ProgramCause::ArgumentsTooLong,
-        libc::ENOEXEC => ProgramCause::UnknownFormat,
-        _ => ProgramCause::Other,
-    };
-    Error::Program { path: PathBuf::from(path), cause, error }
 }
 
 /// What collects one stream.
