@@ -1,0 +1,148 @@
+//! Deadlines by the clock, and CPU time of all processes together.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod common;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use common::{act, is_guest, sh};
+use sandbox::{End, Feature, Limit, LimitKind, Outcome, Resource, Sandbox, Stdio};
+
+/// Tests that measure do it one after the other.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+fn cpu(outcome: &Outcome) -> Duration {
+    outcome.usage.cpu_user + outcome.usage.cpu_system
+}
+
+#[test]
+fn payload() {
+    common::acts::run(&[]);
+}
+
+#[test]
+fn the_wall_deadline_is_kept() {
+    let _alone = alone();
+    let sandbox = common::sandbox(|b| _ = b.wall_time_max(ms(1000)));
+    // A busy machine may be late once, not three times.
+    let tries = (0..3).map(|_| {
+        let started = Instant::now();
+        let outcome = sandbox.command("sleep").arg("60").status().unwrap();
+        assert_eq!(outcome.end, End::WallTime, "{outcome:#?}");
+        assert_eq!(outcome.hit(LimitKind::WallTime), Some(1));
+        assert!(outcome.usage.wall >= ms(1000), "{:?}", outcome.usage);
+        started.elapsed()
+    });
+    let times: Vec<_> = tries.take_while(|took| *took > ms(1200)).collect();
+    assert!(is_guest() || times.len() < 3, "{times:?}");
+}
+
+#[test]
+fn the_wall_deadline_is_kept_though_nobody_waits() {
+    let sandbox = common::sandbox(|b| _ = b.wall_time_max(ms(300)));
+    let child = sandbox.command("sleep").arg("60").spawn().unwrap();
+    let pid = child.id().unwrap();
+    common::eventually("the deadline has passed", || !common::lives(pid));
+}
+
+#[test]
+fn just_below_the_wall_deadline_all_is_well() {
+    let sandbox = common::sandbox(|b| _ = b.wall_time_max(Duration::from_secs(20)));
+    let outcome = sandbox.command("sleep").arg("0.3").status().unwrap();
+    assert!(outcome.success() && outcome.limits_hit.is_empty(), "{outcome:#?}");
+    assert!(outcome.usage.wall >= ms(300));
+}
+
+#[test]
+fn case_67_what_ignores_signals_or_stops_itself_meets_the_deadline() {
+    let sandbox = common::sandbox(|b| _ = b.wall_time_max(ms(500)));
+    let outcome = sh(&sandbox, "trap '' TERM XCPU INT; while :; do sleep 1; done").outcome;
+    assert_eq!(outcome.end, End::WallTime, "{outcome:#?}");
+    let outcome = act(&sandbox, "blocked").output().unwrap().outcome;
+    assert_eq!(outcome.end, End::WallTime, "{outcome:#?}");
+}
+
+#[test]
+fn a_fifth_of_a_cpu_is_a_fifth_of_a_cpu() {
+    let _alone = alone();
+    let limited = sandbox_or_skip!("a_fifth_of_a_cpu_is_a_fifth_of_a_cpu", "a cpu cgroup", |b| {
+        b.cpu_max(ms(20), ms(100));
+    });
+    let report = limited.plan().feature(Feature::CpuMax).unwrap();
+    assert_eq!((report.requested, report.enforced), (Some(20_000_000), Some(20_000_000)), "{report}");
+    let used = |sandbox: &Sandbox| cpu(&act(sandbox, "spin 1000").output().unwrap().outcome);
+    let (capped, free) = (used(&limited), used(&common::sandbox(|_| {})));
+    assert!(is_guest() || capped <= ms(250), "{capped:?}");
+    // A machine that has no time for the other one has none for this one either.
+    assert!(is_guest() || capped >= ms(200).min(free) * 3 / 4, "{capped:?} of {free:?}");
+}
+
+#[test]
+fn cpu_time_counts_children_that_nobody_waits_for() {
+    let _alone = alone();
+    let sandbox = sandbox_or_skip!("cpu_time_counts_children_that_nobody_waits_for", "a cgroup that counts CPU", |b| {
+        b.cpu_time_max(ms(1000)).wall_time_max(Duration::from_secs(120));
+    });
+    let outcome = act(&sandbox, "spin_children 3 100000").output().unwrap().outcome;
+    assert_eq!(outcome.end, End::CpuTime, "{outcome:#?}");
+    assert_eq!(outcome.hit(LimitKind::CpuTime), Some(1));
+    let cpus = u32::try_from(std::thread::available_parallelism().unwrap().get()).unwrap();
+    let (used, most) = (cpu(&outcome), ms(1000) + ms(50) * cpus);
+    assert!(used >= ms(1000) && (is_guest() || used <= most + ms(50)), "{used:?}, at most {most:?}");
+}
+
+#[test]
+fn just_below_the_cpu_time_all_is_well() {
+    let sandbox = sandbox_or_skip!("just_below_the_cpu_time_all_is_well", "a cgroup that counts CPU", |b| {
+        b.cpu_time_max(ms(1500));
+    });
+    let outcome = act(&sandbox, "spin 500").output().unwrap().outcome;
+    assert!(outcome.success() && outcome.limits_hit.is_empty(), "{outcome:#?}");
+}
+
+#[test]
+fn cpu_time_without_a_cgroup_is_a_resource_limit_and_said_to_be_weaker() {
+    let sandbox = common::sandbox(|b| {
+        b.cpu_time_max(ms(800)).prefer(Feature::CpuTimeMax);
+        for feature in [Feature::PidsMax, Feature::MemoryMax, Feature::CpuMax] {
+            b.off(feature);
+        }
+    });
+    let entry = sandbox.plan().feature(Feature::CpuTimeMax).unwrap();
+    if entry.by.as_ref().is_some_and(|by| by.contains("cgroup")) {
+        return; // this host has one; the tests above are about that
+    }
+    assert!(entry.why_not.as_ref().is_some_and(|why| why.contains("weaker")), "{entry}");
+    let outcome = act(&sandbox, "spin 60000").output().unwrap().outcome;
+    assert_eq!(outcome.end, End::CpuTime, "{outcome:#?}");
+}
+
+#[test]
+fn the_resource_limit_cpu_ends_one_process() {
+    let sandbox = common::sandbox(|b| _ = b.rlimit(Resource::Cpu, Limit::Value(1), Limit::Value(2)));
+    let outcome = act(&sandbox, "spin 100000").output().unwrap().outcome;
+    assert_eq!(outcome.end, End::CpuTime, "{outcome:#?}");
+    assert!(act(&sandbox, "spin 300").output().unwrap().outcome.success());
+}
+
+#[test]
+fn waiting_is_bounded_and_can_be_repeated() {
+    let sandbox = common::sandbox(|_| {});
+    let mut child = sandbox.command("sleep").arg("0.4").stdout(Stdio::null()).spawn().unwrap();
+    assert!(child.try_wait().unwrap().is_none());
+    assert!(child.wait_timeout(ms(1)).unwrap().is_none());
+    let first = child.wait().unwrap();
+    let again = child.wait().unwrap();
+    assert_eq!((first.status, first.end, first.usage), (again.status, again.end, again.usage));
+    assert!(child.try_wait().unwrap().is_some());
+    let mut child = sandbox.command("/bin/true").spawn().unwrap();
+    common::eventually("it has ended, and asking is enough to know", || child.try_wait().unwrap().is_some());
+}
