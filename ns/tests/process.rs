@@ -407,3 +407,19 @@ fn child_side_functions_fit_the_smallest_stack() {
         .unwrap();
     });
 }
+
+#[test]
+fn dead_pid_namespace_is_named() {
+    require!("dead_pid_namespace_is_named", uid() == 0, "root", uid());
+    let born = Program::new("/bin/sleep").unwrap().arg("30").unwrap().spawn(&Clone::new(Namespaces::PID)).unwrap();
+    let dead = Namespace::of_pidfd(&born.pidfd, Kind::Pid).unwrap();
+    born.pidfd.kill().unwrap();
+    born.pidfd.reap().unwrap();
+    in_child(&plain(), || {
+        assert_eq!(dead.enter(), Ok(()), "a descriptor keeps it");
+        let error = spawn_exit(&plain(), &mut Stack::new(0).unwrap(), 0).unwrap_err();
+        assert_eq!(error.errno(), Some(libc::ENOMEM));
+        assert!(error.hint().unwrap().contains("init of the PID namespace"), "{error}");
+    })
+    .unwrap();
+}

@@ -37,3 +37,13 @@ fn root_gets_what_the_kernel_has() {
         assert_eq!(state == State::Available, built, "{kind}: {state}");
     }
 }
+
+#[test]
+fn a_filter_that_forbids_is_seen() {
+    common::without(&[libc::SYS_unshare], libc::EPERM, || {
+        for (kind, state) in Support::probe().unwrap().iter() {
+            assert_eq!(state, State::Missing(Errno::from_raw(libc::EPERM)), "{kind}");
+            assert_eq!(state.to_string(), "missing: operation not permitted (os error 1)");
+        }
+    });
+}
