@@ -87,6 +87,8 @@ impl Suite {
             "Acquire::Languages=none",
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
             "Acquire::Retries=3",
+            // Else an update that reached nobody succeeds, with a warning.
+            "APT::Update::Error-Mode=any",
         ] {
             command.args(["-o", option]);
         }

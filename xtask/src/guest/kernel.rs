@@ -128,7 +128,13 @@ impl Kernel {
     /// Brings the kernel and the programs that guests need onto this machine, unless they are here.
     ///
     /// Only one process at a time downloads; the kernel appears whole or not at all.
+    ///
+    /// # Errors
+    /// Says why no guest with this kernel can run here; the caller skips.
     pub(crate) fn install(self) -> Result<Installed> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(Error::new("guests are confined by mount and pid namespaces, which needs root"));
+        }
         packages::ensure(self.needs())?;
         if let Some(installed) = self.installed() {
             return Ok(installed);
@@ -150,14 +156,17 @@ impl Kernel {
         for directory in [&unfinished, &finished] {
             let _ = fs::remove_dir_all(directory);
         }
-        fs::create_dir(&unfinished).context(|| format!("cannot make {}", unfinished.display()))?;
         let suite = Suite::open(&cache(), self.suite())?;
+        fs::create_dir(&unfinished).context(|| format!("cannot make {}", unfinished.display()))?;
         let made = match self.engine {
             Engine::Uml => unpack_uml(&suite, &unfinished),
             Engine::Qemu => unpack_debian(&suite, &unfinished),
         };
         suite.clean();
-        made.and_then(|()| finish(self, &unfinished))?;
+        if let Err(error) = made.and_then(|()| finish(self, &unfinished)) {
+            let _ = fs::remove_dir_all(&unfinished);
+            return Err(error);
+        }
         fs::rename(&unfinished, &finished).context(|| format!("cannot rename {}", unfinished.display()))?;
         self.installed().ok_or_else(|| Error::new(format!("{self} is not whole after its installation")))
     }

@@ -250,6 +250,7 @@ fn parse_size(text: &str) -> std::result::Result<u64, String> {
 pub(crate) fn list(out: &mut impl Write) -> io::Result<()> {
     for kernel in kernel::ALL {
         let state = match kernel.installed() {
+            _ if !rustix::process::geteuid().is_root() => "missing    guests need root".into(),
             Some(installed) => format!("ready      {}", installed.release),
             None if crate::packages::can_install() => "available  downloaded at its first use".into(),
             None => "missing    only root on Debian can download it".into(),
