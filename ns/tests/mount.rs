@@ -466,6 +466,60 @@ fn overlay_of_directories_with_any_name() {
 }
 
 #[test]
+fn overlay_of_many_layers() {
+    require!("overlay_of_many_layers", uid() == 0, "root", uid());
+    let mut answer = Ok(());
+    in_mounts(|| {
+        let root = new_root();
+        let layers: Vec<_> = (0..40)
+            .map(|number| {
+                let place = CString::new(format!("layer{number}/file{number}")).unwrap();
+                path::create_dir_in_root(root.as_fd(), &place, 0o755).unwrap();
+                let place = CString::new(format!("layer{number}")).unwrap();
+                path::open_in_root(root.as_fd(), &place, Open::PATH).unwrap()
+            })
+            .collect();
+        let layers: Vec<_> = layers.iter().map(AsFd::as_fd).collect();
+        match mount::overlay(&layers, &Overlay::default(), RESTRICTED) {
+            Ok(tree) => put(&root, c"merged", &tree),
+            Err(errno) => return answer = Err(errno),
+        }
+        mount::pivot(root.as_fd()).unwrap();
+        assert_eq!(fs::read_dir("/merged").unwrap().count(), 40);
+    })
+    .unwrap();
+    require!("overlay_of_many_layers", answer.is_ok(), "overlay, Linux 6.5", answer.unwrap_err());
+}
+
+#[test]
+fn overlay_in_a_user_namespace() {
+    let inner = Clone::new(Namespaces::USER | Namespaces::MOUNT);
+    let able = in_child(&inner, || mount::make_private().unwrap());
+    require!("overlay_in_a_user_namespace", able.is_ok(), "user namespaces", able.unwrap_err());
+    let (user, group) = (uid(), rustix::process::getegid().as_raw());
+    let mut answer = Ok(());
+    in_child(&inner, || {
+        become_root(user, group);
+        let root = new_root();
+        let [lower, upper, work] =
+            [c"lower", c"upper", c"work"].map(|place| path::create_dir_in_root(root.as_fd(), place, 0o755).unwrap());
+        path::create_file_in_root(lower.as_fd(), c"file", 0o644).unwrap();
+        let upper_and_work = Some((upper.as_fd(), work.as_fd()));
+        let options = Overlay { upper_and_work, user_xattr: true, ..Overlay::default() };
+        match mount::overlay(&[lower.as_fd()], &options, Attributes::NO_DEV) {
+            Ok(tree) => put(&root, c"merged", &tree),
+            Err(errno) => return answer = Err(errno),
+        }
+        mount::pivot(root.as_fd()).unwrap();
+        fs::remove_file("/merged/file").unwrap();
+        fs::write("/merged/new", "").unwrap();
+        assert!(Path::new("/lower/file").exists() && Path::new("/upper/new").exists());
+    })
+    .unwrap();
+    require!("overlay_in_a_user_namespace", answer.is_ok(), "overlay, Linux 5.11", answer.unwrap_err());
+}
+
+#[test]
 fn idmapped_tree_shows_other_owners() {
     require!("idmapped_tree_shows_other_owners", uid() == 0, "root", uid());
     let born = Program::new("/bin/sleep").unwrap().arg("60").unwrap().spawn(&Clone::new(Namespaces::USER)).unwrap();

@@ -182,19 +182,20 @@ pub struct Overlay<'fd> {
 /// An overlay of directories, the topmost of `lower` first, detached. Needs the caller's genuine `/proc`.
 ///
 /// # Errors
-/// `EINVAL` without lower directories, or with more than about ten (their descriptors must fit the 255 bytes of one
-/// option); the kernel's: `EPERM` in a user namespace before Linux 5.11, `EBUSY` for an upper directory in use,
+/// `EINVAL` without lower directories, or before Linux 6.5 with more than about a dozen (which do not fit the 255 bytes
+/// of one option); the kernel's: `EPERM` in a user namespace before Linux 5.11, `EBUSY` for an upper directory in use,
 /// `EINVAL` for file systems that cannot be one.
 pub fn overlay(lower: &[BorrowedFd<'_>], options: &Overlay<'_>, attributes: Attributes) -> Result<OwnedFd, Errno> {
     let overlay = Filesystem::open(c"overlay")?;
-    let mut joined = Text::<256>::new();
-    for (index, fd) in lower.iter().enumerate() {
-        if index > 0 {
-            joined.push(b":")?;
+    match joined(lower) {
+        Ok(joined) => overlay.string(c"lowerdir", joined.as_c_str())?,
+        Err(errno) if errno.raw() == libc::ENAMETOOLONG => {
+            for directory in lower {
+                overlay.descriptor(c"lowerdir+", *directory)?; // Linux 6.5
+            }
         }
-        joined.push(text::descriptor_path(*fd)?.as_c_str().to_bytes())?;
+        Err(errno) => return Err(errno),
     }
-    overlay.string(c"lowerdir", joined.as_c_str())?;
     if let Some((upper, work)) = options.upper_and_work {
         overlay.descriptor(c"upperdir", upper)?;
         overlay.descriptor(c"workdir", work)?;
@@ -209,4 +210,16 @@ pub fn overlay(lower: &[BorrowedFd<'_>], options: &Overlay<'_>, attributes: Attr
         overlay.flag(c"volatile")?;
     }
     overlay.mount(attributes)
+}
+
+/// Paths to the directories in one option, as every kernel takes them.
+fn joined(directories: &[BorrowedFd<'_>]) -> Result<Text<256>, Errno> {
+    let mut joined = Text::new();
+    for (index, directory) in directories.iter().enumerate() {
+        if index > 0 {
+            joined.push(b":")?;
+        }
+        joined.push(text::descriptor_path(*directory)?.as_bytes())?;
+    }
+    Ok(joined)
 }
