@@ -198,11 +198,7 @@ fn describe(arguments: &Arguments) -> Result<Builder, Box<dyn Error>> {
     arguments.cpu_time.map(|time| builder.cpu_time_max(time));
     arguments.wall.map(|time| builder.wall_time_max(time));
     arguments.output.map(|bytes| builder.output_max(bytes));
-    for (given, flag) in [
-        (arguments.disk.is_some(), "--disk"),
-        (arguments.inodes.is_some(), "--inodes"),
-        (!arguments.bind_owned.is_empty(), "--bind-owned"),
-    ] {
+    for (given, flag) in [(arguments.disk.is_some(), "--disk"), (arguments.inodes.is_some(), "--inodes")] {
         if given {
             return Err(format!("{flag}: not yet in this version").into());
         }
@@ -216,6 +212,10 @@ fn describe(arguments: &Arguments) -> Result<Builder, Box<dyn Error>> {
     for bind in &arguments.bind {
         let (source, target) = bind_paths(bind);
         builder.bind(source, target);
+    }
+    for bind in &arguments.bind_owned {
+        let (source, target) = bind_paths(bind);
+        builder.bind_owned(source, target);
     }
     for bind in &arguments.bind_ro {
         let (source, target) = bind_paths(bind);

@@ -59,8 +59,18 @@ pub(crate) struct MountOption {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MountKind {
-    Bind { source: PathBuf, writable: bool },
+    Bind { source: PathBuf, access: Access },
     Tmpfs { size: Option<u64> },
+}
+
+/// What a program may do with a bind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    ReadOnly,
+    /// As far as the program's host id may.
+    Writable,
+    /// As the owner of the source may.
+    Owned,
 }
 
 /// The network that a program sees.
@@ -164,14 +174,26 @@ impl Builder {
     /// With all that is mounted below it (but not what is mounted later); set-user-ID bits and device files have no
     /// effect. The source is resolved when the sandbox is built; a later exchange of it makes starts fail.
     pub fn bind(&mut self, source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> &mut Self {
-        let kind = MountKind::Bind { source: source.into(), writable: true };
+        let kind = MountKind::Bind { source: source.into(), access: Access::Writable };
         self.options.mounts.push(MountOption { target: target.into(), kind });
         self
     }
 
     /// As [`bind`](Self::bind), but read-only, all mounts below the source included.
     pub fn bind_read_only(&mut self, source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> &mut Self {
-        let kind = MountKind::Bind { source: source.into(), writable: false };
+        let kind = MountKind::Bind { source: source.into(), access: Access::ReadOnly };
+        self.options.mounts.push(MountOption { target: target.into(), kind });
+        self
+    }
+
+    /// As [`bind`](Self::bind), but the owner of `source` is the program's user inside, by an idmapped mount: what belongs
+    /// to the owner belongs to the program, and files that it makes belong to the owner outside.
+    ///
+    /// The owner and its group must not be 0: a program could leave a set-user-ID file of root behind. For an ordinary
+    /// caller without subordinate ids its own files are shown so anyway; other callers than host root cannot map files.
+    /// Kernel: 5.12, and a file system that can be mapped (mount_setattr(2)).
+    pub fn bind_owned(&mut self, source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> &mut Self {
+        let kind = MountKind::Bind { source: source.into(), access: Access::Owned };
         self.options.mounts.push(MountOption { target: target.into(), kind });
         self
     }

@@ -272,6 +272,9 @@ fn hint(step: &str, error: &io::Error) -> Option<&'static str> {
         }
         ("bind", libc::ENOENT) => "the source or a directory on the way to it does not exist",
         ("bind", libc::ESTALE) => "the source was exchanged since the sandbox was built; build it again",
+        ("bind and map the owner of", libc::ENOSYS | libc::EINVAL) => {
+            "an idmapped mount needs Linux 5.12 and a file system that can be mapped (tmpfs: 6.3)"
+        }
         ("raise a hard resource limit", libc::EPERM) => "raising a hard limit needs CAP_SYS_RESOURCE on the host",
         _ => return None,
     })
@@ -288,6 +291,7 @@ mod tests {
             ("mount the program's /proc", libc::EPERM, "outer container"),
             ("bind", libc::ENOENT, "does not exist"),
             ("bind", libc::ESTALE, "exchanged"),
+            ("bind and map the owner of", libc::ENOSYS, "5.12"),
             ("raise a hard resource limit", libc::EPERM, "CAP_SYS_RESOURCE"),
         ];
         for (step, errno, words) in hints {

@@ -35,6 +35,8 @@ pub(crate) struct Identity {
 #[derive(Debug)]
 pub(crate) struct Ids {
     pub(crate) namespace: OwnedFd,
+    /// What the program's user and group are on the host.
+    pub(crate) outside: (u32, u32),
     pub(crate) lease: Option<Lease>,
 }
 
@@ -108,7 +110,8 @@ impl Identity {
     pub(crate) fn take(&self, name: &str) -> Result<Ids, Error> {
         match &self.source {
             Source::Single { uids, gids } => {
-                Ok(Ids { namespace: spawn::user_namespace(uids, gids, Setgroups::Deny)?, lease: None })
+                let outside = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+                Ok(Ids { namespace: spawn::user_namespace(uids, gids, Setgroups::Deny)?, outside, lease: None })
             }
             Source::Pool(pool) => {
                 let lease = pool.lease(name)?;
@@ -116,12 +119,13 @@ impl Identity {
                 if let Some((uid, gid)) = self.own_init {
                     (uids, gids) = (with_init(&uids, uid)?, with_init(&gids, gid)?);
                 }
-                for (what, map, id) in [("user", &uids, self.uid), ("group", &gids, self.gid)] {
-                    if map.to_outside(id).is_none() {
-                        return Err(Error::invalid(what, format!("{id} is not among the ids of a sandbox")));
-                    }
-                }
-                Ok(Ids { namespace: spawn::user_namespace(&uids, &gids, Setgroups::Allow)?, lease: Some(lease) })
+                let outside = |what: &str, map: &IdMap, id| {
+                    let missing = || Error::invalid(what, format!("{id} is not among the ids of a sandbox"));
+                    map.to_outside(id).ok_or_else(missing)
+                };
+                let outside = (outside("user", &uids, self.uid)?, outside("group", &gids, self.gid)?);
+                let namespace = spawn::user_namespace(&uids, &gids, Setgroups::Allow)?;
+                Ok(Ids { namespace, outside, lease: Some(lease) })
             }
         }
     }

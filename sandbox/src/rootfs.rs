@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use ns::mount::Attributes;
 
 use crate::Error;
-use crate::builder::{MountKind, MountOption};
+use crate::builder::{Access, MountKind, MountOption};
 use crate::plan::Plan;
 use crate::step::{BINDS_MAX, Bind, NewFilesystem, PLAIN, Source, Step};
 
@@ -52,6 +52,10 @@ pub(crate) struct Rootfs {
     pub(crate) copies: Vec<Step>,
     pub(crate) private: Vec<Step>,
     pub(crate) binds: Vec<Bind>,
+    /// Owners of mapped binds: user and group on the host.
+    pub(crate) owners: Vec<(u32, u32)>,
+    /// Whether owners must be mapped at all, or are the program's user anyway.
+    map_owners: bool,
     private_targets: Vec<PathBuf>,
     /// What a root directory of the caller's is restricted by.
     restrict: Option<Step>,
@@ -61,8 +65,8 @@ pub(crate) struct Rootfs {
 
 impl Rootfs {
     /// Looks at the host's files and lays the steps out.
-    pub(crate) fn new(plan: &Plan, submounts: &[PathBuf]) -> Result<Self, Error> {
-        let mut this = Self::default();
+    pub(crate) fn new(plan: &Plan, submounts: &[PathBuf], map_owners: bool) -> Result<Self, Error> {
+        let mut this = Self { map_owners, ..Self::default() };
         let mut attached = Vec::new();
         match &plan.rootfs {
             None => this.host_root(submounts, &mut attached)?,
@@ -171,9 +175,10 @@ impl Rootfs {
                     .retain(|step| !matches!(step, Step::Mount { path, .. } if path.to_bytes() == target.as_bytes()));
                 self.tmpfs_private(target, *size, PLAIN)
             }
-            MountKind::Bind { source, writable } => {
-                let attributes = if *writable { PLAIN } else { READ_ONLY };
-                self.bind(source, &mount.target, attributes, submounts, attached)
+            MountKind::Bind { source, access } => {
+                let attributes = if *access == Access::ReadOnly { READ_ONLY } else { PLAIN };
+                let owned = *access == Access::Owned && self.map_owners;
+                self.bind_as(source, &mount.target, attributes, owned, submounts, attached)
             }
         }
     }
@@ -186,9 +191,27 @@ impl Rootfs {
         submounts: &[PathBuf],
         attached: &mut Vec<Step>,
     ) -> Result<(), Error> {
+        self.bind_as(from, target, attributes, false, submounts, attached)
+    }
+
+    fn bind_as(
+        &mut self,
+        from: &Path,
+        target: &Path,
+        attributes: Attributes,
+        owned: bool,
+        submounts: &[PathBuf],
+        attached: &mut Vec<Step>,
+    ) -> Result<(), Error> {
         let (source, directory) = source(from, submounts)?;
         let number = self.binds.len();
-        self.binds.push(Bind { source, target: c_string(target)?, directory, attributes });
+        let owner = if owned { Some(self.owner(from)?) } else { None };
+        self.binds.push(Bind { source, target: c_string(target)?, directory, attributes, owner });
+        // The ids of a mapped bind are those of the start, so it cannot be shared by all.
+        if owned && !self.is_private(target) {
+            self.point(target, directory)?;
+            self.private_targets.push(target.to_owned());
+        }
         if self.is_private(target) {
             self.copies.push(Step::CopyBind(number));
             self.private.push(Step::AttachBind(number));
@@ -201,6 +224,21 @@ impl Rootfs {
             attached.push(Step::AttachBind(number));
         }
         Ok(())
+    }
+
+    /// The number of the owner of a mapped bind.
+    fn owner(&mut self, path: &Path) -> Result<usize, Error> {
+        let metadata = path.metadata().map_err(|error| Error::setup_at("bind", path, error))?;
+        let owner = (metadata.uid(), metadata.gid());
+        if owner.0 == 0 || owner.1 == 0 {
+            let why = format!("{} belongs to user {} and group {}; neither may be 0", path.display(), owner.0, owner.1);
+            return Err(Error::invalid("bind_owned", why));
+        }
+        if let Some(known) = self.owners.iter().position(|known| *known == owner) {
+            return Ok(known);
+        }
+        self.owners.push(owner);
+        Ok(self.owners.len() - 1)
     }
 
     fn tmpfs_private(&mut self, target: &str, size: Option<u64>, attributes: Attributes) -> Result<(), Error> {
@@ -271,7 +309,7 @@ mod tests {
     fn rootfs(change: impl FnOnce(&mut Builder)) -> Rootfs {
         let mut builder = Builder::new();
         change(&mut builder);
-        Rootfs::new(&Plan::new(&builder.options).unwrap(), &[]).unwrap()
+        Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], true).unwrap()
     }
 
     fn position(steps: &[Step], wanted: impl Fn(&Step) -> bool) -> usize {
@@ -305,10 +343,18 @@ mod tests {
     }
 
     #[test]
+    fn owners_are_never_root() {
+        let mut builder = Builder::new();
+        builder.bind_owned("/usr", "/data");
+        let error = Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], true).unwrap_err();
+        assert!(error.to_string().contains("neither may be 0"), "{error}");
+    }
+
+    #[test]
     fn a_missing_source_is_named() {
         let mut builder = Builder::new();
         builder.bind("/no/such/place", "/x");
-        let error = Rootfs::new(&Plan::new(&builder.options).unwrap(), &[]).unwrap_err();
+        let error = Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], true).unwrap_err();
         assert_eq!(error.errno(), Some(libc::ENOENT));
         assert!(error.to_string().contains("/no/such/place"), "{error}");
     }

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use ns::Namespaces;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use userns::{IdMap, Setgroups};
 
-use crate::builder::{MountKind, Options};
+use crate::builder::{Access, MountKind, Options};
 use crate::harden::seccomp;
 use crate::host::{self, Privilege};
 use crate::identity::Identity;
@@ -74,6 +75,7 @@ pub(crate) struct Inner {
     /// From clone to init.
     steps: Vec<Step>,
     binds: Vec<Bind>,
+    owners: Vec<(u32, u32)>,
     template: Option<OwnedFd>,
     namespaces: Namespaces,
     /// The message that init hardens itself by.
@@ -116,7 +118,17 @@ impl Sandbox {
         let mut plan = Plan::new(options)?;
         let privilege = Privilege::of_caller()?;
         let identity = Identity::new(&mut plan, privilege)?;
-        let Rootfs { base, copies, private, binds, .. } = Rootfs::new(&plan, &host::mount_points()?)?;
+        let map_owners = match (privilege, identity.is_single()) {
+            (Privilege::Root, _) => true,
+            // The caller's own files belong to the only id inside anyway.
+            (Privilege::User, true) => false,
+            (Privilege::User, false) => {
+                refuse_owned(&plan)?;
+                false
+            }
+        };
+        let Rootfs { base, copies, private, binds, owners, .. } =
+            Rootfs::new(&plan, &host::mount_points()?, map_owners)?;
         warn_of_binds(&mut plan);
         let pid = std::process::id();
         let name = crate::recover::name_prefix()?;
@@ -178,6 +190,7 @@ impl Sandbox {
                 resources,
                 steps,
                 binds,
+                owners,
                 template,
                 namespaces,
                 config,
@@ -260,6 +273,8 @@ impl Inner {
         }
         let name = format!("{}{}", self.name, next_instance());
         let ids = self.identity.take(&name)?;
+        let owners =
+            self.owners.iter().map(|owner| owner_namespace(*owner, ids.outside)).collect::<Result<Vec<_>, _>>()?;
         let group = self.resources.as_ref().map(|resources| resources.group(&name)).transpose()?;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(|error| Error::setup("make a socket", error))?;
@@ -269,6 +284,7 @@ impl Inner {
         let cgroup = group.as_ref().and_then(Group::cgroup);
         let join: Vec<_> = cgroup.map(|cgroup| cgroup.join_fds().collect()).unwrap_or_default();
         let mut context = Context::new(&self.binds);
+        context.owners = &owners;
         context.join = &join;
         context.template = self.template.as_ref().map(AsFd::as_fd);
         context.user_namespace = Some(ids.namespace.as_fd());
@@ -347,9 +363,29 @@ fn note_mechanisms(plan: &mut Plan, identity: &Identity) {
     }
 }
 
+/// A user namespace whose only use is to show files of `owner` as those of `outside`.
+fn owner_namespace(owner: (u32, u32), outside: (u32, u32)) -> Result<OwnedFd, Error> {
+    let (uids, gids) = (IdMap::single(owner.0, outside.0)?, IdMap::single(owner.1, outside.1)?);
+    spawn::user_namespace(&uids, &gids, Setgroups::Deny)
+}
+
+/// Only host root can map files of other users.
+fn refuse_owned(plan: &Plan) -> Result<(), Error> {
+    let owned = |kind: &MountKind| matches!(kind, MountKind::Bind { access: Access::Owned, .. });
+    if plan.mounts.iter().any(|mount| owned(&mount.kind)) {
+        let why = "the caller has subordinate ids, and only host root can map the owner of files to one of them";
+        return Err(Error::unsupported(
+            "bind_owned",
+            why,
+            "turn id_lease off, so that programs have the caller's own id",
+        ));
+    }
+    Ok(())
+}
+
 fn warn_of_binds(plan: &mut Plan) {
     for mount in &plan.mounts {
-        if let MountKind::Bind { source, writable: true } = &mount.kind {
+        if let MountKind::Bind { source, access: Access::Writable } = &mount.kind {
             if !rootfs::is_writable_for_all(source) {
                 let source = source.display();
                 plan.warnings.push(format!("{source} is bound writable, but its mode lets only its owner write"));

@@ -104,6 +104,8 @@ pub(crate) struct Bind {
     pub(crate) target: CString,
     pub(crate) directory: bool,
     pub(crate) attributes: Attributes,
+    /// Shown under the ids of this number of [`Context::owners`].
+    pub(crate) owner: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -124,6 +126,8 @@ pub(crate) struct Raise {
 #[derive(Debug)]
 pub(crate) struct Context<'a> {
     pub(crate) binds: &'a [Bind],
+    /// User namespaces that map the owners of binds to the program's ids.
+    pub(crate) owners: &'a [OwnedFd],
     /// `cgroup.procs` of each v1 group.
     pub(crate) join: &'a [BorrowedFd<'a>],
     pub(crate) template: Option<BorrowedFd<'a>>,
@@ -154,6 +158,7 @@ impl<'a> Context<'a> {
     pub(crate) fn new(binds: &'a [Bind]) -> Self {
         Self {
             binds,
+            owners: &[],
             join: &[],
             template: None,
             user_namespace: None,
@@ -267,7 +272,10 @@ impl Step {
             Self::MakeFile(path) => ("make the mount point", Some(path_of(path))),
             Self::MakeLink { path, .. } => ("make the symbolic link", Some(path_of(path))),
             Self::AttachRoot => ("attach the root file system", None),
-            Self::CopyBind(number) => ("bind", bind(number).map(|bind| bind.source.path())),
+            Self::CopyBind(number) => {
+                let owned = bind(number).is_some_and(|bind| bind.owner.is_some());
+                (if owned { "bind and map the owner of" } else { "bind" }, bind(number).map(|bind| bind.source.path()))
+            }
             Self::AttachBind(number) => ("attach at", bind(number).map(|bind| path_of(&bind.target))),
             Self::Mount { filesystem: NewFilesystem::Proc, path } => ("mount the program's /proc", Some(path_of(path))),
             Self::Mount { path, .. } => ("mount a file system at", Some(path_of(path))),
@@ -340,6 +348,10 @@ fn copy_bind(context: &mut Context<'_>, number: usize) -> Result<(), Errno> {
         Err(errno) if errno.raw() == libc::ENOSYS => true,
         Err(errno) => return Err(errno),
     };
+    if let Some(owner) = bind.owner {
+        let ids = needed(context.owners.get(owner))?;
+        mount::set_idmap(fd.as_fd(), ids.as_fd(), false)?;
+    }
     *needed(context.trees.get_mut(number))? = Some(Tree { fd: ManuallyDrop::new(fd), bare });
     Ok(())
 }
