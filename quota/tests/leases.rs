@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
-    Image, Place, act, disk, eventually, fill, in_thread, loop_devices, ordinary, project_of, root, sys, tool,
+    Image, Place, Running, act, disk, eventually, fill, in_thread, loop_devices, ordinary, project_of, root, sys, tool,
 };
 use quota::{Allocator, Directory, Error, Filesystem, Limit, Limits, Released};
 
@@ -194,12 +194,11 @@ fn an_inherited_lock_holds_the_lease() {
     let id = lease.id();
     let lock: OwnedFd = lease.duplicate_lock().unwrap().unwrap();
     // As its standard input: the duplicate lives as long as the process.
-    let mut child = Command::new("sleep").arg("600").stdin(Stdio::from(lock)).spawn().unwrap();
+    let child = Running(Command::new("sleep").arg("600").stdin(Stdio::from(lock)).spawn().unwrap());
     assert_eq!(lease.release().unwrap(), Released::Held);
     assert_eq!(allocator.recover().unwrap().live, [id]);
     assert!(matches!(allocator.take(id), Err(error) if error.errno() == Some(libc::EWOULDBLOCK)));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    drop(child);
     assert_eq!(allocator.recover().unwrap().freed, [id]);
 }
 
@@ -240,10 +239,12 @@ fn two_hundred_leases_of_eight_processes_are_two_hundred_ids() {
     let first = range.start().to_string();
     let arguments = [place.path.as_os_str(), state.path().as_os_str(), OsStr::new(&first)];
     let mut children: Vec<_> = (0..8)
-        .map(|_| act(&[], "lease", &arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+        .map(|_| {
+            act(&[], "lease", &arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map(Running).unwrap()
+        })
         .collect();
     let mut ids = Vec::new();
-    for child in &mut children {
+    for Running(child) in &mut children {
         use std::io::BufRead;
         let lines = std::io::BufReader::new(child.stdout.as_mut().unwrap()).lines();
         let told = lines.map_while(Result::ok).find_map(|line| line.strip_prefix("=> ").map(str::to_owned)).unwrap();
@@ -255,7 +256,7 @@ fn two_hundred_leases_of_eight_processes_are_two_hundred_ids() {
         let limits = place.filesystem.project(*id).unwrap().limits().unwrap();
         assert_eq!(limits.bytes_hard, Limit::Value(1 << 20));
     }
-    for child in &mut children {
+    for Running(child) in &mut children {
         drop(child.stdin.take());
         assert!(child.wait().unwrap().success());
     }
@@ -281,7 +282,8 @@ fn an_owner_killed_at_any_instant_is_recovered() {
     let arguments = [place.path.as_os_str(), state.path().as_os_str(), OsStr::new(&first)];
     let (mut quarantined, mut freed) = (0, 0);
     for turn in 0..40u64 {
-        let mut child = act(&[], "life", &arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut life = act(&[], "life", &arguments);
+        let child = Running(life.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let start = Instant::now();
         // It has begun; from there on, at another instant each time.
         let begun =
@@ -290,8 +292,7 @@ fn an_owner_killed_at_any_instant_is_recovered() {
             std::thread::yield_now();
         }
         std::thread::sleep(Duration::from_micros(turn * turn * 37 % 9000));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        drop(child);
         // First with the tree still there, then without it.
         let found = allocator.recover().unwrap();
         assert!(found.live == [neighbour.id()] && found.unregistered.is_empty() && found.kept.is_empty(), "{found:?}");

@@ -12,7 +12,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -260,6 +260,16 @@ pub(crate) fn act(wrapper: &[&str], name: &str, arguments: &[&OsStr]) -> Command
         command.env(format!("QUOTA_TEST_ARGUMENT_{index}"), argument);
     }
     command
+}
+
+/// A child that does not outlive the test, however that ends.
+pub(crate) struct Running(pub(crate) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// What [`act`] is called with, if this process is one.
