@@ -232,6 +232,20 @@ mod tests {
     }
 
     #[test]
+    fn one_at_a_time() {
+        let state = tempfile::tempdir().unwrap();
+        let registry = Registry::open(state.path(), "k").unwrap();
+        let locked = registry.lock().unwrap();
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| drop(registry.lock().unwrap()));
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(!second.is_finished(), "it waits");
+            drop(locked);
+            second.join().unwrap();
+        });
+    }
+
+    #[test]
     fn unsafe_state_directories_are_refused() {
         let state = tempfile::tempdir().unwrap();
         let open = |name: &str| Registry::open(&state.path().join(name), "k").map(drop);

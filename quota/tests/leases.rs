@@ -235,7 +235,8 @@ fn two_hundred_leases_of_eight_processes_are_two_hundred_ids() {
     require!(disk());
     let mut place = Place::new();
     let range = fresh_range(&mut place);
-    let state = tempfile::tempdir().unwrap();
+    // On the disk under test, where a sync sleeps and lets others run.
+    let state = tempfile::tempdir_in(&place.path).unwrap();
     let first = range.start().to_string();
     let arguments = [place.path.as_os_str(), state.path().as_os_str(), OsStr::new(&first)];
     let mut children: Vec<_> = (0..8)
