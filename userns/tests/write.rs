@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::{Held, again, part, require, root};
-use userns::{Error, Extent, HelperFailure, IdMap, Pool, PoolConfig, Range, Setgroups, write_maps};
+use userns::{Error, Extent, HelperFailure, IdMap, Pool, PoolConfig, Range, Setgroups, SubordinateIds, write_maps};
 
 fn map(extents: &[(u32, u32, u32)]) -> IdMap {
     IdMap::new(extents.iter().map(|&(inside, outside, count)| Extent { inside, outside, count }).collect()).unwrap()
@@ -72,17 +72,23 @@ fn a_process_that_has_ended_is_an_error() {
 fn a_nested_namespace_gets_only_what_its_parent_has() {
     const NAME: &str = "a_nested_namespace_gets_only_what_its_parent_has";
     if part().is_some() {
-        // Root of a namespace with the ids 0 and 1..=10.
-        let missing = map(&[(0, 20, 1)]);
+        // Root of a namespace with the ids 0 and 1..=65535, as in a container.
+        let missing = map(&[(0, 70_000, 1)]);
         let error = write_and_run(&missing, Setgroups::Allow, "true").unwrap_err().to_string();
-        let rule = "the id 20 of the extent `0 20 1` is not mapped in the parent namespace";
+        let rule = "the id 70000 of the extent `0 70000 1` is not mapped in the parent namespace";
         assert_eq!(error, format!("id map: {rule}"));
-        let partly = write_and_run(&map(&[(0, 5, 10)]), Setgroups::Allow, "true").unwrap_err().to_string();
-        assert!(partly.contains("the id 11 of the extent `6 11 4`"), "{partly}");
+        let partly = write_and_run(&map(&[(0, 65530, 10)]), Setgroups::Allow, "true").unwrap_err().to_string();
+        assert!(partly.contains("the id 65536 of the extent `6 65536 4`"), "{partly}");
         // Across the parent's extents: the kernel wants two lines of one.
         let printed = write_and_run(&map(&[(0, 0, 11)]), Setgroups::Allow, "cat /proc/self/uid_map").unwrap();
         let seen = IdMap::parse(&printed).unwrap();
         assert_eq!(seen, map(&[(0, 0, 1), (1, 1, 10)]));
+        // Without any configuration there are ids to lend, and they are mapped here.
+        let dir = tempfile::tempdir().unwrap();
+        let config = PoolConfig::default_for_caller().unwrap();
+        let lease = Pool::open(&dir.path().join("sandbox"), &config).unwrap().lease("nested").unwrap();
+        assert!((16384..=61183).contains(&lease.range().base()) && lease.range().count() == 1024, "{}", lease.range());
+        write_and_run(&lease.uid_map(), Setgroups::Allow, "true").unwrap();
         println!("nested ok");
         return;
     }
@@ -94,7 +100,7 @@ fn a_nested_namespace_gets_only_what_its_parent_has() {
     let variables: Vec<_> = variables.collect();
     let program = inner.get_program().to_str().unwrap();
     let held = Held::start(&format!("{} exec {program} {} 2>&1", variables.join(" "), arguments.join(" "))).unwrap();
-    let ids = map(&[(0, 0, 1), (1, 3_900_001_000, 10)]);
+    let ids = map(&[(0, 0, 1), (1, 3_900_100_000, 65535)]);
     write_maps(held.pid(), &ids, &ids, Setgroups::Allow).unwrap();
     let printed = held.finish();
     assert!(printed.contains("nested ok"), "{printed}");
@@ -201,6 +207,7 @@ case $PART in
     plain) cp /usr/bin/newuidmap "$scene/plain"; chmod 755 "$scene/plain"; mount --bind "$scene/plain" /usr/bin/newuidmap ;;
     missing) mount --bind /dev/null /usr/bin/newuidmap ;;
     account) set -- setpriv --reuid=1234 --regid=1000 --clear-groups "$@" ;;
+    listing) echo 'subid: nosuchsource' >"$scene/nsswitch.conf"; mount --bind "$scene/nsswitch.conf" /etc/nsswitch.conf ;;
     privileges) set -- setpriv --no-new-privs "$@" ;;
 esac
 [ "$PART" = account ] || set -- setpriv --reuid=1000 --regid=1000 --clear-groups "$@"
@@ -218,9 +225,10 @@ fn newuidmap_writes_what_is_granted_and_each_failure_has_its_name() {
             root() => "root",
             user_namespaces() => "user namespaces",
             tools => "newuidmap in /usr/bin",
+            Path::new("/etc/nsswitch.conf").exists() => "/etc/nsswitch.conf",
             Path::new("/etc/subuid").exists() && Path::new("/etc/subgid").exists() => "/etc/subuid and /etc/subgid",
         );
-        for part in ["granted", "beyond", "nosuid", "plain", "missing", "account", "privileges"] {
+        for part in ["granted", "beyond", "nosuid", "plain", "missing", "account", "privileges", "listing", "pool"] {
             let scene = tempfile::tempdir().unwrap();
             let script = format!("PART={part}\n{SCENE}");
             let directory = scene.path().to_str().unwrap();
@@ -239,6 +247,17 @@ fn newuidmap_writes_what_is_granted_and_each_failure_has_its_name() {
             let (ids, seen) = printed.split_at(6);
             assert_eq!((ids, IdMap::parse(seen).unwrap()), ("33\n34\n", mixed));
         }
+        // Another source than the files: the program is asked. This one is missing, so that it falls back on the files.
+        "listing" => {
+            let ids = SubordinateIds::read().unwrap();
+            for grants in [ids.uids_of("user".as_ref()).unwrap(), ids.gids_of("user".as_ref()).unwrap()] {
+                let found: Vec<_> = grants.iter().map(|grant| (grant.start, grant.count, grant.line)).collect();
+                assert_eq!(found, [(100_000, 65536, 0)]);
+            }
+            assert!(ids.uids_of("nobody".as_ref()).unwrap().is_empty());
+            assert!(ids.allows_uids("user".as_ref(), 100_000, 65536).unwrap());
+        }
+        "pool" => lend_own(),
         "beyond" => {
             let failure = failure(&map(&[(0, 100_000, 65537)]));
             assert!(matches!(failure, HelperFailure::NoRange { .. }), "{failure}");
@@ -251,6 +270,32 @@ fn newuidmap_writes_what_is_granted_and_each_failure_has_its_name() {
         "privileges" => assert!(matches!(failure(&mixed), HelperFailure::NoNewPrivileges)),
         other => panic!("{other}"),
     }
+}
+
+/// A user's pool, and a namespace with a range of it, by `newuidmap`.
+fn lend_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = PoolConfig::default_for_caller().unwrap();
+    let lease = Pool::open(&dir.path().join("sandbox"), &config).unwrap().lease("own").unwrap();
+    assert_eq!(lease.range().count(), userns::USER_SLOT);
+    assert!(config.uids().iter().any(|granted| granted.covers(lease.range())));
+    let held =
+        Held::start_with(&["--keep-caps"], "setpriv --reuid 33 --regid 65534 --clear-groups sh -c 'id -u; id -g'")
+            .unwrap();
+    write_maps(held.pid(), &lease.uid_map(), &lease.gid_map(), Setgroups::Allow).unwrap();
+    assert_eq!(held.finish(), "33\n65534\n");
+}
+
+#[test]
+fn a_user_lends_its_own_subordinate_ids() {
+    require!(
+        "a_user_lends_its_own_subordinate_ids",
+        !root() => "a user with subordinate ids (root does it in the test of newuidmap)",
+        user_namespaces() => "user namespaces",
+        Path::new("/usr/bin/newuidmap").exists() => "newuidmap in /usr/bin",
+        PoolConfig::default_for_caller().is_ok() => "subordinate ids of its own",
+    );
+    lend_own();
 }
 
 fn pool(dir: &Path) -> Pool {

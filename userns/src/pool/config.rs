@@ -143,8 +143,8 @@ impl PoolConfig {
     }
 
     /// Where registered ranges are remembered beyond a reboot: a directory below which `ids` is made (default:
-    /// `/var/lib/sandbox` for root, `$XDG_STATE_HOME/sandbox` or `~/.local/state/sandbox` for others; nothing is made
-    /// before the first [`Lease::register`](crate::Lease::register)). All pools that share ids must share it.
+    /// `/var/lib/sandbox` for root, `.local/state/sandbox` in the account's home for others; nothing is made before
+    /// the first [`Lease::register`](crate::Lease::register)). All pools that share ids must share it.
     #[must_use]
     pub fn registered_in(mut self, directory: Option<PathBuf>) -> Self {
         self.registry = directory.or(self.registry);
@@ -291,7 +291,7 @@ fn default_registry() -> Option<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Some("/var/lib/sandbox".into());
     }
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
-    Some(state.join("sandbox"))
+    // Not by HOME or XDG_STATE_HOME: all processes of the user must find the same place, whatever their environment.
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok()??;
+    user.dir.is_absolute().then(|| user.dir.join(".local/state/sandbox"))
 }

@@ -662,11 +662,12 @@ fn map_of(range: Range) -> IdMap {
     if range.count() > NOBODY {
         return IdMap::of_range(range);
     }
-    // The slot's last two ids are those of init and nobody.
+    // The slot's last two ids are those of init and nobody, each an extent that a caller can leave out.
     let low = range.count() - 2;
     IdMap::of_extents(vec![
         Extent { inside: 0, outside: range.base(), count: low },
-        Extent { inside: INIT_ID, outside: range.base() + low, count: 2 },
+        Extent { inside: INIT_ID, outside: range.base() + low, count: 1 },
+        Extent { inside: NOBODY, outside: range.base() + low + 1, count: 1 },
     ])
 }
 

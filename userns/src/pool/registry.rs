@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use super::record;
@@ -72,6 +73,11 @@ impl Registry {
     fn open(&self, create: bool) -> Result<Option<Directory>, Error> {
         let Some(path) = &self.directory else { return Ok(None) };
         if create {
+            // The usual places are fixed, but not always there yet.
+            if let Some(parent) = path.parent() {
+                let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
+                made.map_err(|e| Error::file("create", parent, e))?;
+            }
             return Directory::open_or_create_trusted(path)?.subdirectory("ids").map(Some);
         }
         match Directory::open(path) {
