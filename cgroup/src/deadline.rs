@@ -14,6 +14,11 @@ impl Deadline {
         Self(Instant::now().checked_add(timeout))
     }
 
+    /// One that has passed.
+    pub(crate) fn over() -> Self {
+        Self(Some(Instant::now()))
+    }
+
     pub(crate) fn left(self) -> Option<Duration> {
         self.0.map(|at| at.saturating_duration_since(Instant::now()))
     }

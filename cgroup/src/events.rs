@@ -26,7 +26,7 @@ pub struct Events {
     /// [`Usage::memory_max_events`](crate::Usage::memory_max_events).
     pub memory_max: Option<u64>,
     /// Ran out of memory at the limit of this group or one below: counted where the *limit* is, also when nobody was
-    /// killed. Never a count of kills. v2.
+    /// killed. Never a count of kills. v2; on v1 only what a [`Watch`] has seen.
     pub oom: Option<u64>,
     /// Processes killed for lack of memory, in this group and below. The kernel counts where the *victim* is.
     pub oom_kill: Option<u64>,
@@ -121,8 +121,9 @@ impl Cgroup {
 
     /// Something to wait on until a counter moves: out of memory, a refused fork, the last process gone, frozen.
     ///
-    /// The kernel announces all of them, on v1 out-of-memory through an eventfd; only refused forks it does not announce
-    /// on v1 since Linux 6.11, and there [`Watch::wait`] looks ten times a second, and the descriptor does not wake.
+    /// The kernel announces all of them, but on v1 two: refused forks since Linux 6.11, and the *kill* that follows when
+    /// memory has run out (which is announced, by an eventfd, and counted in [`Events::oom`] from then on). Then
+    /// [`Watch::wait`] looks ten times a second; the descriptor alone does not wake for these.
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Syscall`] when a descriptor cannot be had.
@@ -130,7 +131,14 @@ impl Cgroup {
         let poll =
             epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| Error::syscall("epoll_create1", "", error))?;
         let pids_v1 = self.part(Controller::Pids).is_some_and(|part| part.version == Version::V1);
-        let mut watch = Watch { poll, files: Vec::new(), seen: Events::default(), pids_v1 };
+        let mut watch = Watch {
+            poll,
+            files: Vec::new(),
+            seen: Events::default(),
+            pids_v1,
+            oom_v1: 0,
+            look_until: Deadline::over(),
+        };
         if let Some(part) = self.part(Controller::Memory) {
             match part.version {
                 Version::V2 => watch.add(&part.dir, Kind::Memory)?,
@@ -202,10 +210,16 @@ pub struct Watch {
     seen: Events,
     /// Refused forks may go unannounced.
     pids_v1: bool,
+    /// v1: how often memory ran out, as the eventfd has told.
+    oom_v1: u64,
+    /// Something more is to be expected that nothing announces.
+    look_until: Deadline,
 }
 
 /// How often to look where the kernel does not tell.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long after running out of memory a victim may be counted.
+const VICTIM: Duration = Duration::from_secs(5);
 
 impl Watch {
     fn add(&mut self, dir: &Arc<Dir>, kind: Kind) -> Result<()> {
@@ -248,8 +262,13 @@ impl Watch {
         let mut buffer = Vec::with_capacity(256);
         for watched in &self.files {
             if let Some(signal) = &watched.signal {
-                // Takes the count; that there is none is fine.
-                let _ = rustix::io::read(signal, &mut [0; 8]);
+                let mut count = [0; 8];
+                if rustix::io::read(signal, &mut count) == Ok(8) {
+                    self.oom_v1 = self.oom_v1.saturating_add(u64::from_ne_bytes(count));
+                    // The kernel tells of the shortage first, then looks for a victim, and then counts it.
+                    self.look_until = Deadline::after(VICTIM);
+                }
+                events.oom = Some(self.oom_v1);
             }
             read_whole(watched.fd.as_fd(), &mut buffer)
                 .map_err(|error| watched.dir.error("read", watched.kind.file(), error))?;
@@ -273,13 +292,13 @@ impl Watch {
     /// [`Error::File`] with `ENODEV` when the group has been removed.
     pub fn wait(&mut self, timeout: Duration) -> Result<Option<Events>> {
         let deadline = Deadline::after(timeout);
-        let most = if self.pids_v1 { LOOK } else { Duration::MAX };
         loop {
             let now = self.read()?;
             if now != self.seen {
                 self.seen = now;
                 return Ok(Some(now));
             }
+            let most = if self.pids_v1 || !self.look_until.is_over() { LOOK } else { Duration::MAX };
             let mut fds = [PollFd::new(&self.poll, PollFlags::IN)];
             match deadline.poll_at_most(&mut fds, most) {
                 Ok(false) if deadline.is_over() => return Ok(None),
