@@ -77,6 +77,9 @@ impl Rootfs {
         }
         if plan.proc {
             this.mount_private("/proc", NewFilesystem::Proc)?;
+            // Some settings are open to root of the namespace that they are of, even without a capability.
+            this.private.push(Step::BindOntoItself(c"/proc/sys".into()));
+            this.private.push(Step::MakeReadOnly(c"/proc/sys".into()));
         }
         // Nested targets come after what they lie in.
         let mut mounts: Vec<&MountOption> = plan.mounts.iter().collect();

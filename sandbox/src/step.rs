@@ -70,6 +70,8 @@ pub(crate) enum Step {
         filesystem: NewFilesystem,
         path: CString,
     },
+    /// Makes a directory a mount of its own, with attributes of its own.
+    BindOntoItself(CString),
     /// Takes write permission from a mount.
     MakeReadOnly(CString),
     /// Makes the new root the only one.
@@ -236,6 +238,11 @@ impl Step {
                 };
                 mount::attach(tree.as_fd(), target.as_fd())
             }
+            Self::BindOntoItself(path) => {
+                let place = open_in_root(context.root()?, path, PLACE)?;
+                let copy = mount::clone_tree(place.as_fd(), c"", false)?;
+                mount::attach(copy.as_fd(), place.as_fd())
+            }
             Self::MakeReadOnly(path) => {
                 let tree = open_in_root(context.root()?, path, PLACE)?;
                 mount::set_attributes(tree.as_fd(), Attributes::READ_ONLY, Attributes::empty(), false)
@@ -279,6 +286,7 @@ impl Step {
             Self::AttachBind(number) => ("attach at", bind(number).map(|bind| path_of(&bind.target))),
             Self::Mount { filesystem: NewFilesystem::Proc, path } => ("mount the program's /proc", Some(path_of(path))),
             Self::Mount { path, .. } => ("mount a file system at", Some(path_of(path))),
+            Self::BindOntoItself(path) => ("bind onto itself", Some(path_of(path))),
             Self::MakeReadOnly(path) => ("make read-only", Some(path_of(path))),
             Self::Pivot => ("leave the old root directory", None),
             Self::SendMountNamespace => ("hand over the mount namespace", None),
