@@ -54,6 +54,17 @@ fn the_wall_deadline_is_kept_though_nobody_waits() {
 }
 
 #[test]
+fn a_deadline_before_the_program_is_known_to_run_is_an_outcome() {
+    for microseconds in [1, 100, 1000, 2000, 3000, 5000, 10_000] {
+        let sandbox = common::sandbox(|b| _ = b.wall_time_max(Duration::from_micros(microseconds)));
+        for _ in 0..3 {
+            assert_eq!(sandbox.command("sleep").arg("60").output().unwrap().outcome.end, End::WallTime);
+            assert_eq!(sandbox.command("sleep").arg("60").status().unwrap().end, End::WallTime);
+        }
+    }
+}
+
+#[test]
 fn just_below_the_wall_deadline_all_is_well() {
     let sandbox = common::sandbox(|b| _ = b.wall_time_max(Duration::from_secs(20)));
     let outcome = sandbox.command("sleep").arg("0.3").status().unwrap();
