@@ -23,7 +23,7 @@ const MIB: u64 = 1 << 20;
 #[test]
 fn a_watch_wakes_for_out_of_memory_and_tells_how_many() {
     let group = group("watch-oom", [Controller::Memory]);
-    require!("a_watch_wakes_for_out_of_memory", group.is_ok(), "memory", group.err().unwrap());
+    require!(group.is_ok(), "memory", group.err().unwrap());
     let group = group.unwrap();
     let mut limits = Limits::default();
     limits.memory_max = Some(Limit::Value(32 * MIB));
@@ -46,7 +46,7 @@ fn a_watch_wakes_for_out_of_memory_and_tells_how_many() {
 #[test]
 fn a_watch_wakes_for_a_refused_fork() {
     let group = group("watch-pids", [Controller::Pids]);
-    require!("a_watch_wakes_for_a_refused_fork", group.is_ok(), "pids", group.err().unwrap());
+    require!(group.is_ok(), "pids", group.err().unwrap());
     let group = group.unwrap();
     let mut limits = Limits::default();
     limits.pids_max = Some(Limit::Value(1));
@@ -63,7 +63,7 @@ fn a_watch_wakes_for_a_refused_fork() {
 #[test]
 fn a_watch_wakes_when_the_last_process_has_gone() {
     let group = group("watch-empty", []);
-    require!("a_watch_wakes_when_the_last", group.as_ref().is_ok_and(|g| g.unified().is_some()), "a v2 tree", "none");
+    require!(group.as_ref().is_ok_and(|g| g.unified().is_some()), "a v2 tree", "none");
     let group = group.unwrap();
     let helper = Helper::in_group(&group, "sleep");
     let mut watch = group.watch().unwrap();
@@ -82,7 +82,7 @@ fn a_watch_wakes_when_the_last_process_has_gone() {
 #[test]
 fn a_removed_group_ends_a_watch_and_a_meter_with_an_error() {
     let group = group("watch-gone", [Controller::Pids]);
-    require!("a_removed_group_ends_a_watch", group.is_ok(), "pids", group.err().unwrap());
+    require!(group.is_ok(), "pids", group.err().unwrap());
     let group = group.unwrap();
     let (mut watch, mut meter) = (group.watch().unwrap(), group.meter().unwrap());
     group.remove(SOON).unwrap();
@@ -94,7 +94,7 @@ fn a_removed_group_ends_a_watch_and_a_meter_with_an_error() {
 fn pressure_is_read_and_triggers_fire() {
     let group = group("pressure", [Controller::Cpu]);
     let pressure = group.as_ref().ok().and_then(|group| group.pressure(Resource::Cpu).unwrap());
-    require!("pressure_is_read", pressure.is_some(), "cgroup v2 with pressure information", "none");
+    require!(pressure.is_some(), "cgroup v2 with pressure information", "none");
     let group = group.unwrap();
     let ask = |window: u64| {
         group.pressure_trigger(Resource::Cpu, Share::Some, Duration::from_millis(50), Duration::from_millis(window))
@@ -106,7 +106,7 @@ fn pressure_is_read_and_triggers_fire() {
         let odd = group.pressure_trigger(Resource::Cpu, Share::Some, stall, window);
         assert!(matches!(odd, Err(Error::Invalid { .. })), "{stall:?} {window:?}");
     }
-    require!("pressure triggers", trigger.is_ok(), "the right to set a trigger", trigger.unwrap_err());
+    require!(trigger.is_ok(), "the right to set a trigger", trigger.unwrap_err());
     let trigger = trigger.unwrap();
     // Two that want all of the time and may have a tenth of it.
     let mut limits = Limits::default();
@@ -121,7 +121,7 @@ fn pressure_is_read_and_triggers_fire() {
 #[test]
 fn a_vfork_parent_is_in_uninterruptible_sleep_and_dies_all_the_same() {
     let group = group("vfork", []);
-    require!("a_vfork_parent", group.is_ok(), "a group", group.err().unwrap());
+    require!(group.is_ok(), "a group", group.err().unwrap());
     let group = group.unwrap();
     let mut helper = Helper::in_group(&group, "vfork");
     helper.go();
@@ -144,7 +144,7 @@ fn a_vfork_parent_is_in_uninterruptible_sleep_and_dies_all_the_same() {
 fn a_process_frozen_by_a_foreign_v1_freezer_is_named_and_dies_when_thawed() {
     let layout = Layout::detect().unwrap();
     let v1 = layout.version_of(Controller::Freezer) == Some(Version::V1) && layout.unified().is_some();
-    require!("a_process_frozen_by_a_foreign_v1_freezer", v1, "a hybrid machine with a v1 freezer", layout.describe());
+    require!(v1, "a hybrid machine with a v1 freezer", layout.describe());
     let foreign = Group(layout.create(&name("ice"), &Needs::new([Controller::Freezer]).controllers_only()).unwrap());
     let group = group("stuck-v1", []).unwrap();
     let helper = Helper::in_group(&group, "sleep");
@@ -162,7 +162,7 @@ fn a_process_frozen_by_a_foreign_v1_freezer_is_named_and_dies_when_thawed() {
 fn a_thread_of_the_caller_in_a_v1_group_is_never_signalled() {
     let layout = Layout::detect().unwrap();
     let v1 = layout.version_of(Controller::Pids) == Some(Version::V1);
-    require!("a_thread_of_the_caller_in_a_v1_group", v1, "pids on cgroup v1", layout.describe());
+    require!(v1, "pids on cgroup v1", layout.describe());
     let parked = Group(layout.create(&name("parked"), &Needs::new([Controller::Pids]).controllers_only()).unwrap());
     let (ready, wait) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
     std::thread::scope(|scope| {
@@ -188,7 +188,7 @@ fn a_thread_of_the_caller_in_a_v1_group_is_never_signalled() {
 fn the_callers_own_group_cannot_be_killed_frozen_or_removed() {
     let layout = Layout::detect().unwrap();
     let own = layout.own(&Needs::new([])).unwrap();
-    require!("the_callers_own_group", own.unified().is_some(), "a v2 tree", layout.describe());
+    require!(own.unified().is_some(), "a v2 tree", layout.describe());
     assert!(matches!(own.kill_now(), Err(Error::Invalid { .. })));
     assert!(matches!(own.freeze(SOON), Err(Error::Invalid { .. })));
     assert!(matches!(own.remove(SOON), Err(Error::Invalid { .. })));
@@ -218,18 +218,18 @@ fn only_the_allowed_devices_can_be_opened() {
         let group = match Layout::detect().unwrap().create(&name("devices"), &needs) {
             Ok(group) => Group(group),
             Err(error) => {
-                common::skip("only_the_allowed_devices (one of two ways)", "devices", &error.to_string());
+                common::skip("devices", &error.to_string());
                 continue;
             }
         };
         assert_eq!(opens(&group), "rr");
         match group.set_devices(&Devices::Only(vec![zero, null])) {
             Err(error @ Error::Unsupported { .. }) => {
-                common::skip("only_the_allowed_devices (one of two ways)", "device rules", &error.to_string());
+                common::skip("device rules", &error.to_string());
                 continue;
             }
             Err(error) if !is_root() => {
-                common::skip("only_the_allowed_devices (one of two ways)", "root", &error.to_string());
+                common::skip("root", &error.to_string());
                 continue;
             }
             other => assert!(!other.unwrap().is_empty()),
@@ -247,7 +247,7 @@ fn only_the_allowed_devices_can_be_opened() {
 #[test]
 fn single_threads_go_into_threaded_groups() {
     let group = group("domain", []);
-    require!("single_threads_go", group.is_ok(), "a group", group.err().unwrap());
+    require!(group.is_ok(), "a group", group.err().unwrap());
     let group = group.unwrap();
     let inner = group.child("threads", []).unwrap();
     inner.make_threaded().unwrap();
@@ -267,11 +267,11 @@ fn single_threads_go_into_threaded_groups() {
 #[test]
 fn a_child_is_born_in_the_group() {
     let group = group("born", [Controller::Pids]);
-    require!("a_child_is_born", group.is_ok(), "pids", group.err().unwrap());
+    require!(group.is_ok(), "pids", group.err().unwrap());
     let group = group.unwrap();
     let (pid, gate) = match common::born::in_group(&group) {
         Ok(born) => born,
-        Err(error) => return common::skip("a_child_is_born", "clone3 with CLONE_INTO_CGROUP", &error.to_string()),
+        Err(error) => return common::skip("clone3 with CLONE_INTO_CGROUP", &error.to_string()),
     };
     let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let pids = group.pids().unwrap();
@@ -285,7 +285,7 @@ fn a_child_is_born_in_the_group() {
 #[test]
 fn cpus_are_limited_to_a_list_and_back() {
     let group = group("cpuset", [Controller::Cpuset]);
-    require!("cpus_are_limited", group.is_ok(), "cpuset", group.err().unwrap());
+    require!(group.is_ok(), "cpuset", group.err().unwrap());
     let group = group.unwrap();
     let mut limits = Limits::default();
     limits.cpuset_cpus = Some([0].into_iter().collect());
@@ -303,13 +303,13 @@ fn cpus_are_limited_to_a_list_and_back() {
 #[test]
 fn rates_of_a_disk_are_set_changed_and_lifted() {
     let group = group("io", [Controller::Io]);
-    require!("rates_of_a_disk", group.is_ok(), "io", group.err().unwrap());
+    require!(group.is_ok(), "io", group.err().unwrap());
     let group = group.unwrap();
     let disk = std::fs::read_dir("/sys/block").into_iter().flatten().flatten().find_map(|entry| {
         let text = std::fs::read_to_string(entry.path().join("dev")).ok()?;
         text.trim().parse::<Device>().ok()
     });
-    require!("rates_of_a_disk", disk.is_some(), "a block device", "none");
+    require!(disk.is_some(), "a block device", "none");
     let mut io = IoMax::new(disk.unwrap());
     io.read_bytes = Some(Limit::Value(10 * MIB));
     io.write_ops = Some(Limit::Value(500));
@@ -317,7 +317,7 @@ fn rates_of_a_disk_are_set_changed_and_lifted() {
     limits.io_max = vec![io];
     match group.set(&limits) {
         Err(error) if error.errno() == Some(2) || matches!(error, Error::Unsupported { .. }) => {
-            return common::skip("rates_of_a_disk", "a kernel with throttling", &error.to_string());
+            return common::skip("a kernel with throttling", &error.to_string());
         }
         other => other.unwrap(),
     };
@@ -345,9 +345,9 @@ fn huge_pages_are_limited_by_size() {
     // On a hybrid machine the root of the v2 tree would have to be told to offer it: not on a machine that others use.
     let layout = Layout::detect().unwrap();
     let at_root = !common::in_guest() && layout.unified().is_some_and(|v2| v2.own.as_os_str().is_empty());
-    require!("huge_pages", !at_root, "a v2 root that may be changed, as in a guest", layout.describe());
+    require!(!at_root, "a v2 root that may be changed, as in a guest", layout.describe());
     let group = group("huge", [Controller::Hugetlb]);
-    require!("huge_pages", group.is_ok(), "hugetlb", group.err().unwrap());
+    require!(group.is_ok(), "hugetlb", group.err().unwrap());
     let group = group.unwrap();
     let sizes = group.limits().unwrap().hugetlb_max;
     assert!(!sizes.is_empty() && sizes.iter().all(|size| size.used == Some(Limit::Max)), "{sizes:?}");
@@ -365,7 +365,7 @@ fn huge_pages_are_limited_by_size() {
 #[test]
 fn a_quota_throttles_and_both_halves_of_it_can_change_in_any_order() {
     let group = group("quota", [Controller::Cpu]);
-    require!("a_quota_throttles", group.is_ok(), "cpu", group.err().unwrap());
+    require!(group.is_ok(), "cpu", group.err().unwrap());
     let group = group.unwrap();
     let inner = group.child("inner", [Controller::Cpu]).unwrap();
     let set = |group: &Cgroup, max: CpuMax| {
@@ -393,7 +393,7 @@ fn a_quota_throttles_and_both_halves_of_it_can_change_in_any_order() {
 #[test]
 fn weights_and_idleness() {
     let group = group("weight", [Controller::Cpu]);
-    require!("weights", group.is_ok(), "cpu", group.err().unwrap());
+    require!(group.is_ok(), "cpu", group.err().unwrap());
     let group = group.unwrap();
     let weight = |weight: u32| {
         let mut limits = Limits::default();
@@ -422,7 +422,7 @@ fn weights_and_idleness() {
 #[test]
 fn memory_limits_move_up_and_down_with_their_swap() {
     let group = group("swap", [Controller::Memory]);
-    require!("memory_limits_move", group.is_ok(), "memory", group.err().unwrap());
+    require!(group.is_ok(), "memory", group.err().unwrap());
     let group = group.unwrap();
     let control = group.swap_control().unwrap().unwrap();
     let set = |memory: Limit, swap: Option<Limit>| {
@@ -440,7 +440,7 @@ fn memory_limits_move_up_and_down_with_their_swap() {
     };
     let mib = |n: u64| Limit::Value(n * MIB);
     if control == SwapControl::Unaccounted {
-        return common::skip("memory_limits_move", "swap accounting, or no swap", "neither");
+        return common::skip("swap accounting, or no swap", "neither");
     }
     set(mib(64), Some(mib(0)));
     set(mib(256), Some(mib(0)));
@@ -457,7 +457,7 @@ fn memory_limits_move_up_and_down_with_their_swap() {
 #[test]
 fn memory_below_what_is_used_is_a_typed_answer_on_v1_and_a_kill_on_v2() {
     let group = group("shrink", [Controller::Memory]);
-    require!("memory_below_what_is_used", group.is_ok(), "memory", group.err().unwrap());
+    require!(group.is_ok(), "memory", group.err().unwrap());
     let group = group.unwrap();
     let mut limits = Limits::default();
     (limits.memory_max, limits.memory_swap_max) = (Some(Limit::Value(128 * MIB)), Some(Limit::Value(0)));
@@ -481,10 +481,10 @@ fn memory_below_what_is_used_is_a_typed_answer_on_v1_and_a_kill_on_v2() {
 #[test]
 fn the_peak_can_be_set_back_where_the_kernel_can() {
     let group = group("peak", [Controller::Memory]);
-    require!("the_peak", group.is_ok(), "memory", group.err().unwrap());
+    require!(group.is_ok(), "memory", group.err().unwrap());
     let group = group.unwrap();
     let peak = group.memory_peak_meter();
-    require!("the_peak", peak.is_ok(), "Linux 5.19 on v2", peak.unwrap_err());
+    require!(peak.is_ok(), "Linux 5.19 on v2", peak.unwrap_err());
     let peak = peak.unwrap();
     let mut helper = Helper::in_group(&group, "memory 64");
     helper.go();
@@ -493,7 +493,7 @@ fn the_peak_can_be_set_back_where_the_kernel_can() {
     assert!(peak.read().unwrap() >= Some(64 * MIB));
     eventually("the memory is given back", || group.usage().unwrap().memory_current < Some(8 * MIB));
     match peak.reset() {
-        Err(error @ Error::Unsupported { .. }) => common::skip("the_peak", "Linux 6.12 on v2", &error.to_string()),
+        Err(error @ Error::Unsupported { .. }) => common::skip("Linux 6.12 on v2", &error.to_string()),
         other => {
             other.unwrap();
             assert!(peak.read().unwrap() < Some(32 * MIB));
@@ -507,7 +507,7 @@ fn the_peak_can_be_set_back_where_the_kernel_can() {
 #[test]
 fn statistics_tell_what_the_memory_is() {
     let group = group("stat", [Controller::Memory]);
-    require!("statistics", group.is_ok(), "memory", group.err().unwrap());
+    require!(group.is_ok(), "memory", group.err().unwrap());
     let group = group.unwrap();
     let mut helper = Helper::in_group(&group, "memory 32");
     helper.go();
@@ -527,7 +527,7 @@ fn statistics_tell_what_the_memory_is() {
 #[test]
 fn what_a_group_was_made_without_is_a_typed_error() {
     let group = group("without", [Controller::Pids]);
-    require!("what_a_group_was_made_without", group.is_ok(), "pids", group.err().unwrap());
+    require!(group.is_ok(), "pids", group.err().unwrap());
     let group = Layout::detect().unwrap().create(&name("without"), &Needs::new([Controller::Pids]).controllers_only());
     let group = Group(group.unwrap());
     if group.version_of(Controller::Hugetlb).is_none() {

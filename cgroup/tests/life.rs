@@ -15,7 +15,7 @@ fn helper() {
 #[test]
 fn make_limit_join_freeze_kill_remove() {
     let group = group("life", USUAL);
-    require!("make_limit_join_freeze_kill_remove", group.is_ok(), "memory, pids and cpu", group.err().unwrap());
+    require!(group.is_ok(), "memory, pids and cpu", group.err().unwrap());
     let group = group.unwrap();
 
     let mut limits = Limits::default();
@@ -60,7 +60,7 @@ fn make_limit_join_freeze_kill_remove() {
 #[test]
 fn a_group_that_exists_is_not_made_twice_nor_left_half_made() {
     let group = group("twice", USUAL);
-    require!("a_group_that_exists_is_not_made_twice", group.is_ok(), "memory, pids and cpu", group.err().unwrap());
+    require!(group.is_ok(), "memory, pids and cpu", group.err().unwrap());
     let group = group.unwrap();
     let name = group.paths().next().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
     let parent = Layout::detect().unwrap().parent(&Needs::new(USUAL)).unwrap();
@@ -73,7 +73,7 @@ fn a_group_that_exists_is_not_made_twice_nor_left_half_made() {
 #[test]
 fn a_change_that_is_refused_leaves_everything_as_it_was() {
     let group = group("rollback", USUAL);
-    require!("a_change_that_is_refused", group.is_ok(), "memory, pids and cpu", group.err().unwrap());
+    require!(group.is_ok(), "memory, pids and cpu", group.err().unwrap());
     let group = group.unwrap();
     let mut first = Limits::default();
     first.memory_max = Some(Limit::Value(32 << 20));
@@ -94,7 +94,7 @@ fn a_change_that_is_refused_leaves_everything_as_it_was() {
 #[test]
 fn a_group_goes_away_with_the_groups_below_it() {
     let group = group("nested", [Controller::Pids]);
-    require!("a_group_goes_away_with_the_groups_below_it", group.is_ok(), "pids", group.err().unwrap());
+    require!(group.is_ok(), "pids", group.err().unwrap());
     let group = group.unwrap();
     let child = group.child("inner", [Controller::Pids]).unwrap();
     let leaf = child.child("leaf", [Controller::Pids]).unwrap();
@@ -110,7 +110,7 @@ fn a_group_goes_away_with_the_groups_below_it() {
 #[test]
 fn an_unused_group_is_removed_at_once_even_without_time() {
     let group = group("unused", USUAL);
-    require!("an_unused_group_is_removed_at_once", group.is_ok(), "memory, pids and cpu", group.err().unwrap());
+    require!(group.is_ok(), "memory, pids and cpu", group.err().unwrap());
     group.unwrap().remove(Duration::ZERO).unwrap();
     let _ = name("");
 }

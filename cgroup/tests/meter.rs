@@ -40,7 +40,7 @@ fn helper() {
 #[test]
 fn a_reading_takes_no_memory() {
     let group = group("meter", USUAL);
-    require!("a_reading_takes_no_memory", group.is_ok(), "memory, pids and cpu", group.err().unwrap());
+    require!(group.is_ok(), "memory, pids and cpu", group.err().unwrap());
     let group = group.unwrap();
     let mut meter = group.meter().unwrap();
     let first = meter.read().unwrap();

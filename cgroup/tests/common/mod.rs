@@ -13,19 +13,22 @@ use cgroup::{Cgroup, Controller, Layout, Needs};
 
 /// Returns from the test with a line on stderr when a need is not met; fails when `SANDBOX_TEST_REQUIRE_ALL=1`.
 ///
-/// A need is `(bool, "what is needed", found)`.
+/// `require!(met, "what is needed", what is found instead)`.
 #[macro_export]
 macro_rules! require {
-    ($name:literal, $met:expr, $needs:expr, $found:expr) => {
+    ($met:expr, $needs:expr, $found:expr) => {
         if !$met {
-            $crate::common::skip($name, &$needs.to_string(), &$found.to_string());
+            $crate::common::skip(&$needs.to_string(), &$found.to_string());
             return;
         }
     };
 }
 
 /// Past libtest's capture, which takes only what the print macros write.
-pub fn skip(name: &str, needs: &str, found: &str) {
+pub fn skip(needs: &str, found: &str) {
+    // libtest names its threads after the tests.
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("test");
     let line = format!("SKIP {name}: needs {needs}; found {found}\n");
     assert!(std::env::var("SANDBOX_TEST_REQUIRE_ALL").as_deref() != Ok("1"), "{line}");
     let _ = std::io::stderr().write_all(line.as_bytes());
