@@ -235,6 +235,14 @@ impl Cgroup {
                 }
             }
             Version::V1 => {
+                let mut pids = Vec::new();
+                collect(&part.dir, "cgroup.procs", &mut pids)?;
+                if pids.contains(&std::process::id()) {
+                    return Err(Error::invalid(
+                        "freeze",
+                        format!("the calling process is in {}", part.dir.path().display()),
+                    ));
+                }
                 part.dir.write("freezer.state", "FROZEN")?;
                 // No event tells; the state is brought up to date by reading it.
                 while part.dir.read("freezer.state")?.trim() != "FROZEN" {

@@ -62,7 +62,25 @@ struct Place {
     dir: Arc<Dir>,
     /// v1 cpuset: what a new group must be given before anything can join it.
     cpuset: Option<(String, String)>,
+    /// v1 memory before Linux 5.11: groups below a new group count in it only when it is told so before.
+    flat_memory: bool,
 }
+
+impl Place {
+    fn new(version: Version, controllers: Controllers, dir: Arc<Dir>) -> Result<Self> {
+        let holds = |controller| version == Version::V1 && controllers.contains(controller);
+        let read = |file: &str| Ok::<_, Error>(dir.read(file)?.trim().to_owned());
+        let cpuset = match holds(Controller::Cpuset) {
+            true => Some((read("cpuset.cpus")?, read("cpuset.mems")?)),
+            false => None,
+        };
+        let flat_memory =
+            holds(Controller::Memory) && dir.read_optional(HIERARCHICAL)?.is_some_and(|text| text.trim() == "0");
+        Ok(Self { version, controllers, dir, cpuset, flat_memory })
+    }
+}
+
+const HIERARCHICAL: &str = "memory.use_hierarchy";
 
 impl Layout {
     /// Finds where groups with `needs` can be made: in each hierarchy the caller's own group or the nearest one above it
@@ -213,13 +231,11 @@ fn find(hierarchy: &Hierarchy, wanted: Controllers) -> Result<Place> {
         });
         match tried {
             Ok(dir) => {
-                let v1_cpuset = hierarchy.version == Version::V1 && hierarchy.controllers.contains(Controller::Cpuset);
-                let cpuset = if v1_cpuset { Some(inherited_cpuset(&dir)?) } else { None };
                 let controllers = match hierarchy.version {
                     Version::V1 => hierarchy.controllers,
                     Version::V2 => offered(&dir)?,
                 };
-                return Ok(Place { version: hierarchy.version, controllers, dir: Arc::new(dir), cpuset });
+                return Place::new(hierarchy.version, controllers, Arc::new(dir));
             }
             Err(error) => {
                 refusal.get_or_insert(error);
@@ -277,11 +293,6 @@ fn fits(dir: &Dir, wanted: Controllers) -> Result<()> {
 pub(crate) fn enable(dir: &Dir, controllers: Controllers) -> Result<()> {
     let text = controllers.iter().map(|c| format!("+{}", c.name(Version::V2))).collect::<Vec<_>>().join(" ");
     dir.write("cgroup.subtree_control", &text)
-}
-
-fn inherited_cpuset(dir: &Dir) -> Result<(String, String)> {
-    let read = |file: &str| Ok::<_, Error>(dir.read(file)?.trim().to_owned());
-    Ok((read("cpuset.cpus")?, read("cpuset.mems")?))
 }
 
 impl Parent {
@@ -370,9 +381,7 @@ impl Parent {
                     offered(&part.dir)?
                 }
             };
-            let v1_cpuset = part.version == Version::V1 && part.controllers.contains(Controller::Cpuset);
-            let cpuset = if v1_cpuset { Some(inherited_cpuset(&part.dir)?) } else { None };
-            places.push(Place { version: part.version, controllers, dir: Arc::clone(&part.dir), cpuset });
+            places.push(Place::new(part.version, controllers, Arc::clone(&part.dir))?);
         }
         Ok(Self(places.into()))
     }
@@ -383,6 +392,9 @@ impl Part {
         if let Some((cpus, mems)) = &place.cpuset {
             dir.write("cpuset.cpus", cpus)?;
             dir.write("cpuset.mems", mems)?;
+        }
+        if place.flat_memory {
+            dir.write(HIERARCHICAL, "1")?;
         }
         Self::below(place.version, place.controllers, dir, Arc::clone(&place.dir), name)
     }

@@ -525,6 +525,21 @@ fn statistics_tell_what_the_memory_is() {
 }
 
 #[test]
+fn what_is_used_below_a_group_counts_in_it() {
+    let group = group("above", [Controller::Memory]);
+    require!(group.is_ok(), "memory", group.err().unwrap());
+    let group = group.unwrap();
+    // Before Linux 5.11 v1 had to be told to.
+    let inner = group.child("inner", [Controller::Memory]).unwrap();
+    let mut helper = Helper::in_group(&inner, "memory 32");
+    helper.go();
+    helper.says("touched");
+    for group in [&group.0, &inner] {
+        assert!(group.usage().unwrap().memory_current >= Some(30 * MIB), "{:?}", group.usage());
+    }
+}
+
+#[test]
 fn what_a_group_was_made_without_is_a_typed_error() {
     let group = group("without", [Controller::Pids]);
     require!(group.is_ok(), "pids", group.err().unwrap());
