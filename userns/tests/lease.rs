@@ -518,6 +518,33 @@ fn a_registered_range_outlives_its_lease_and_the_state_directory() {
     assert!(both.iter().any(|lease| lease.range() == range));
 }
 
+/// Killed between the two files that say so, whichever came first.
+#[test]
+fn a_half_registered_range_is_kept_and_a_half_forgotten_one_is_freed() {
+    const BASE: u32 = base(40);
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let registry = dir.path().join("registry");
+    let config = config(BASE, 1).registered_in(Some(registry.clone()));
+    let pool = Pool::open(&dir.path().join("sandbox"), &config).unwrap();
+    let slot = pool_directory(dir.path()).join(BASE.to_string());
+    let mut lease = pool.lease("x").unwrap();
+    let held = fs::read(&slot).unwrap();
+    lease.register(Path::new("/nonexistent/tree")).unwrap();
+    drop(lease);
+    let registered = fs::read(&slot).unwrap();
+
+    fs::write(&slot, held).unwrap();
+    let error = pool.lease("y").unwrap_err();
+    assert!(matches!(error, Error::Exhausted { registered: 1, .. }), "{error}");
+    assert!(pool.recover().unwrap().freed.is_empty());
+
+    fs::write(&slot, registered).unwrap();
+    fs::remove_file(registry.join(format!("ids/{BASE}-1024"))).unwrap();
+    assert_eq!(pool.recover().unwrap().freed.len(), 1);
+    pool.lease("y").unwrap().release().unwrap();
+}
+
 #[test]
 fn a_lease_is_cheap() {
     const BASE: u32 = base(19);

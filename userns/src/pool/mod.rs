@@ -266,10 +266,19 @@ impl Pool {
     /// # Errors
     /// [`Error::File`] for a state directory that cannot be read.
     pub fn recover(&self) -> Result<Recovered, Error> {
-        let inner = &self.inner;
         let mut recovered = Recovered::default();
-        let mut snapshot = None;
-        for (index, slot) in inner.slots.iter().enumerate() {
+        let all: Vec<(usize, Slot)> = self.inner.slots.iter().copied().enumerate().collect();
+        for some in all.chunks(BLOCK) {
+            self.recover_some(some, &mut recovered)?;
+        }
+        Ok(recovered)
+    }
+
+    fn recover_some(&self, slots: &[(usize, Slot)], recovered: &mut Recovered) -> Result<(), Error> {
+        let inner = &self.inner;
+        let registered = inner.registry.list()?;
+        let mut dead = Vec::new();
+        for &(index, slot) in slots {
             let name = slot.name();
             let fd = match inner.directory.open_file("open", &name, false) {
                 Ok(fd) => fd,
@@ -291,24 +300,30 @@ impl Pool {
                 }
             }
             let last = inner.read_record(&fd, &name)?;
-            if last.as_ref().is_some_and(|last| last.state != State::Held) {
-                continue;
-            }
-            // Taken once, after the first lock: whoever used the ids then is in it.
-            let snapshot = match &snapshot {
-                Some(snapshot) => snapshot,
-                None => snapshot.insert(Snapshot::take()?),
+            let done = match last.as_ref().map(|last| last.state) {
+                Some(State::Released) => true,
+                // A record without an entry is what is left of one that was being forgotten.
+                _ => registered.iter().any(|range| range.uids.overlaps(slot.uids)),
             };
-            match snapshot.user_of(slot.uids, slot.gids, true) {
+            if !done {
+                dead.push((index, slot, fd, last.map(|last| last.name).unwrap_or_default()));
+            }
+        }
+        if dead.is_empty() {
+            return Ok(());
+        }
+        // After all locks were taken: whoever uses the ids now is in it, and nobody new can come.
+        let snapshot = Snapshot::take()?;
+        for (index, slot, fd, owner) in dead {
+            match snapshot.user_of(slot.uids, slot.gids, !inner.config.share_live_maps) {
                 Some(by) => recovered.left.push((slot.uids, by)),
                 None => {
-                    let owner = last.map(|last| last.name).unwrap_or_default();
-                    self.leased(index, *slot, fd, owner, false).release()?;
+                    self.leased(index, slot, fd, owner, false).release()?;
                     recovered.freed.push(slot.uids);
                 }
             }
         }
-        Ok(recovered)
+        Ok(())
     }
 
     /// Takes one slot, or says why not. `registered` is for who may have a registered one, and only such.
@@ -331,8 +346,12 @@ impl Pool {
             Some(last) => last.state == State::Released && last.boot == self.inner.boot,
             None => false,
         };
-        // A new file, another boot, or an owner that ended without a word: whatever it started may still run.
+        // A new file, another boot, or an owner that ended without a word: whatever it started may still run, and it may
+        // have ended in the middle of registering.
         if !clean {
+            if !registered && inner.registry.list()?.iter().any(|range| range.uids.overlaps(slot.uids)) {
+                return Ok(Err(Obstacle::Registered));
+            }
             if let Some(by) = Snapshot::take()?.user_of(slot.uids, slot.gids, !inner.config.share_live_maps) {
                 return Ok(Err(Obstacle::Other(by)));
             }
