@@ -187,26 +187,23 @@ impl Cgroup {
 
 fn write_lists(part: &Part, devices: &Devices) -> Result<()> {
     let old = part.dir.read("devices.list")?;
-    let write = |lines: Vec<String>| {
-        part.dir.write("devices.deny", "a")?;
-        lines.iter().try_for_each(|line| part.dir.write("devices.allow", line))
+    let allow = |lines: Vec<String>| lines.iter().try_for_each(|line| part.dir.write("devices.allow", line));
+    let rules = match devices {
+        Devices::All => return part.dir.write("devices.allow", "a"),
+        Devices::Only(rules) => rules,
     };
-    let written = match devices {
-        Devices::All => part.dir.write("devices.allow", "a"),
-        Devices::Only(rules) => write(rules.iter().map(ToString::to_string).collect()),
-    };
-    if let Err(cause) = written {
+    part.dir.write("devices.deny", "a")?;
+    allow(rules.iter().map(ToString::to_string).collect()).map_err(|cause| {
         let back = if old.starts_with("a ") {
             part.dir.write("devices.allow", "a")
         } else {
-            write(old.lines().map(str::to_owned).collect())
+            part.dir.write("devices.deny", "a").and_then(|()| allow(old.lines().map(str::to_owned).collect()))
         };
-        return Err(match back {
+        match back {
             Ok(()) => cause,
             Err(error) => Error::RollBack { cause: Box::new(cause), failed: vec![error] },
-        });
-    }
-    Ok(())
+        }
+    })
 }
 
 const fn instruction(code: u8, to: u8, from: u8, jump: u16, constant: u32) -> Instruction {

@@ -247,7 +247,8 @@ fn hint_for(op: &str, path: &Path, error: &io::Error) -> Option<&'static str> {
             "without CAP_SYS_RESOURCE the window must be a multiple of 2 s, and before Linux 6.5 there is no way"
         }
         ("write", Errno::NODEV, "io.max" | "io.weight") => "no such block device, or it is a partition",
-        ("write", Errno::PERM, _) => {
+        ("write", Errno::PERM, "devices.allow" | "devices.deny") => "device lists of cgroup v1 need CAP_SYS_ADMIN",
+        ("write", Errno::PERM, file) if !file.starts_with("devices.") => {
             "limits of the root of a cgroup namespace can be changed only from outside (nsdelegate)"
         }
         ("open", Errno::ACCESS, _) => "the cgroup is not delegated to this user",
@@ -283,6 +284,7 @@ mod tests {
             ("write", Errno::NODEV, "io.max", "partition"),
             ("write", Errno::INVAL, "cpu.pressure", "CAP_SYS_RESOURCE"),
             ("write", Errno::PERM, "memory.max", "nsdelegate"),
+            ("write", Errno::PERM, "devices.deny", "CAP_SYS_ADMIN"),
             ("open", Errno::ACCESS, "pids.max", "delegated"),
             ("read", Errno::NODEV, "cgroup.events", "removed"),
             ("mkdir", Errno::AGAIN, "x", "max.depth"),
