@@ -345,6 +345,41 @@ fn seed_10_and_11_a_process_stuck_on_a_frozen_file_system_is_reported_and_holds_
 }
 
 #[test]
+fn seed_10_a_client_of_a_file_system_that_does_not_answer_is_reported_and_dies_with_it() {
+    require!(is_root(), "root", "another user");
+    // With the daemon elsewhere nothing can end the client; with both in one group they end together.
+    for together in [false, true] {
+        let group = group("fuse-client", []);
+        require!(group.is_ok(), "a group", group.err().unwrap());
+        let group = group.unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private"]).arg(std::env::current_exe().unwrap());
+        let mut daemon = Helper::by(command, "fuse");
+        daemon.go();
+        let said = daemon.says("client");
+        let mut words = said.split(' ').skip(1);
+        let client: u32 = words.next().unwrap().parse().unwrap();
+        require!(client != 0, "a FUSE file system in a mount namespace", said);
+        if together {
+            group.attach(daemon.pid()).unwrap();
+        }
+        group.attach(client).unwrap();
+        daemon.says("asked");
+        let killed = group.kill(if together { SOON } else { Duration::from_millis(500) }).unwrap();
+        if !together {
+            assert_eq!(killed.stuck.len(), 1, "{killed:?}");
+            assert_eq!(killed.stuck[0].pid, client);
+            assert!(matches!(killed.stuck[0].reason, Reason::Uninterruptible | Reason::Exiting), "{killed:?}");
+        }
+        drop(daemon);
+        assert!(group.kill(SOON).unwrap().all_gone());
+        group.remove(SOON).unwrap();
+        std::fs::remove_dir(words.next().unwrap()).unwrap();
+        assert!(!together || killed.all_gone(), "{killed:?}");
+    }
+}
+
+#[test]
 fn seed_12_the_memory_of_a_big_caller_is_not_the_sandboxs() {
     let group = group("embedded", [Controller::Memory]);
     require!(group.is_ok(), "memory", group.err().unwrap());

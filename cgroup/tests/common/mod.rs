@@ -255,6 +255,44 @@ pub fn act() {
             say(&format!("now {}", fifo.display()));
             let _ = nix::spawn::posix_spawn(c"/bin/true", &actions, &attributes, &[c"true"], &[c""]);
         }
+        // A file system that reads a request and never answers, and a client that asks once it is in a group of that name.
+        "fuse" => {
+            let at = std::env::temp_dir().join(name("fuse"));
+            std::fs::create_dir_all(&at).unwrap();
+            let mut device = match std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+                Ok(device) => device,
+                Err(error) => return say(&format!("client 0 {error}")),
+            };
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&device);
+            let options = format!("fd={fd},rootmode=40000,user_id=0,group_id=0");
+            let options = std::ffi::CString::new(options).unwrap();
+            let flags = rustix::mount::MountFlags::empty();
+            if let Err(error) = rustix::mount::mount("test", &at, "fuse", flags, options.as_c_str()) {
+                return say(&format!("client 0 {error}"));
+            }
+            // struct fuse_in_header: length, operation, and a number that the answer repeats.
+            let mut request = vec![0u8; 1 << 17];
+            assert!(device.read(&mut request).unwrap() >= 40);
+            let mut answer = Vec::new();
+            for word in [80u32, 0] {
+                answer.extend_from_slice(&word.to_ne_bytes());
+            }
+            answer.extend_from_slice(&request[8..16]);
+            // struct fuse_init_out: version 7.31, the rest as small as allowed.
+            for word in [7u32, 31, 0, 0, 1 << 16 | 1, 4096, 1] {
+                answer.extend_from_slice(&word.to_ne_bytes());
+            }
+            answer.resize(80, 0);
+            assert_eq!(device.write(&answer).unwrap(), 80);
+            let script =
+                format!("until grep -q fuse-client /proc/$$/cgroup; do sleep 0.05; done; exec ls {}", at.display());
+            let mut client = Command::new("/bin/sh").args(["-c", &script]).stderr(Stdio::null()).spawn().unwrap();
+            say(&format!("client {} {}", client.id(), at.display()));
+            assert!(device.read(&mut request).unwrap() >= 40);
+            say("asked");
+            // Ends with this file system, so not by itself.
+            let _ = client.wait();
+        }
         // One short child after another, each waited for.
         "sequence" => {
             for _ in 0..number {
