@@ -198,11 +198,8 @@ fn describe(arguments: &Arguments) -> Result<Builder, Box<dyn Error>> {
     arguments.cpu_time.map(|time| builder.cpu_time_max(time));
     arguments.wall.map(|time| builder.wall_time_max(time));
     arguments.output.map(|bytes| builder.output_max(bytes));
-    for (given, flag) in [(arguments.disk.is_some(), "--disk"), (arguments.inodes.is_some(), "--inodes")] {
-        if given {
-            return Err(format!("{flag}: not yet in this version").into());
-        }
-    }
+    arguments.disk.map(|bytes| builder.disk_max(bytes));
+    arguments.inodes.map(|inodes| builder.inodes_max(inodes));
     for limit in &arguments.rlimit {
         let (resource, soft, hard) = resource_limit(limit)?;
         builder.rlimit(resource, soft, hard);

@@ -42,6 +42,8 @@ pub(crate) struct Options {
     pub(crate) wall_time_max: Option<Duration>,
     pub(crate) cpu_time_max: Option<Duration>,
     pub(crate) output_max: Option<u64>,
+    pub(crate) disk_max: Option<u64>,
+    pub(crate) inodes_max: Option<u64>,
     pub(crate) env: BTreeMap<OsString, OsString>,
     pub(crate) modes: Vec<(Feature, Mode)>,
     pub(crate) named: Vec<Feature>,
@@ -137,6 +139,8 @@ impl Builder {
                 wall_time_max: None,
                 cpu_time_max: None,
                 output_max: None,
+                disk_max: None,
+                inodes_max: None,
                 env: env.map(|(key, value)| (key.into(), value.into())).into(),
                 modes: Vec::new(),
                 named: Vec::new(),
@@ -342,6 +346,23 @@ impl Builder {
     pub fn cpu_time_max(&mut self, time: Duration) -> &mut Self {
         self.options.cpu_time_max = Some(time);
         self.name(Feature::CpuTimeMax)
+    }
+
+    /// Caps what programs may store in the directories that are bound writable, in **bytes** (default: no cap).
+    ///
+    /// By a project quota on these directories together, which must lie on one XFS, ext4 or f2fs mounted with `prjquota`;
+    /// what is in them counts. Past it writing fails with `ENOSPC` (XFS) or `EDQUOT`, `df` inside shows the cap, and the
+    /// outcome has [`LimitKind::Disk`](crate::LimitKind::Disk). With the last handle the directories leave the project.
+    /// [Preferred](Self::prefer), and with nothing writable on disk, it is the size of `/tmp` in memory instead.
+    pub fn disk_max(&mut self, bytes: u64) -> &mut Self {
+        self.options.disk_max = Some(bytes);
+        self.name(Feature::DiskMax)
+    }
+
+    /// Caps the number of files and directories there, as [`disk_max`](Self::disk_max) caps the bytes (default: no cap).
+    pub fn inodes_max(&mut self, inodes: u64) -> &mut Self {
+        self.options.inodes_max = Some(inodes);
+        self.name(Feature::InodesMax)
     }
 
     /// Ends a program that writes more than this many **bytes** to standard output and standard error together

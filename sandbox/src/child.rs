@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ns::PidFd;
 
 use crate::command::{Asked, expect_answer};
+use crate::disk::Disk;
 use crate::init::Waited;
 use crate::init::protocol::{self, Reply};
 use crate::instance::{Killed, Running, Stuck};
@@ -435,7 +436,10 @@ impl Child {
             }
         }
         let counters = running.has_cgroup().map(Counters::read).transpose()?;
-        let usage = self.final_usage(wall, reply.as_ref(), counters.as_ref());
+        let mut usage = self.final_usage(wall, reply.as_ref(), counters.as_ref());
+        let disk = running.sandbox.inner.disk.as_ref().map(Disk::usage).transpose()?;
+        usage.disk_bytes = disk.map(|disk| disk.bytes);
+        usage.inodes = disk.map(|disk| disk.inodes);
         let status = ExitStatus::from_raw(reply.map_or(libc::SIGKILL, |reply| reply.status));
         let counters = counters.unwrap_or_default();
         let oom_kills = counters.oom_kills().saturating_sub(self.watch.baseline.oom_kills());
@@ -450,6 +454,8 @@ impl Child {
         };
         hit(LimitKind::Memory, oom_kills);
         hit(LimitKind::Pids, refused_forks);
+        hit(LimitKind::Disk, u64::from(disk.is_some_and(|disk| disk.bytes_exhausted)));
+        hit(LimitKind::Inodes, u64::from(disk.is_some_and(|disk| disk.inodes_exhausted)));
         hit(LimitKind::FileSize, u64::from(status.signal() == Some(libc::SIGXFSZ)));
         hit(LimitKind::Output, u64::from(over));
         hit(LimitKind::CpuTime, u64::from(end == End::CpuTime));

@@ -45,6 +45,7 @@
 mod builder;
 mod child;
 mod command;
+mod disk;
 mod doctor;
 mod enforcement;
 mod error;

@@ -26,8 +26,7 @@ const FOUNDATION: [Feature; 4] =
     [Feature::UserNamespace, Feature::PidNamespace, Feature::MountNamespace, Feature::Rootfs];
 
 /// Features of the list that no builder method asks for yet.
-const NOT_YET: [Feature; 6] =
-    [Feature::Overlay, Feature::IoMax, Feature::Cpuset, Feature::DiskMax, Feature::InodesMax, Feature::Landlock];
+const NOT_YET: [Feature; 4] = [Feature::Overlay, Feature::IoMax, Feature::Cpuset, Feature::Landlock];
 
 /// Processes and threads of the programs, where nobody says otherwise.
 const DEFAULT_PIDS: u64 = 256;
@@ -67,6 +66,9 @@ pub struct Plan {
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) prepared: usize,
     pub(crate) limits_conf: Option<String>,
+    /// What a disk limit makes of the memory file system at `/tmp`.
+    pub(crate) tmp_size: Option<u64>,
+    pub(crate) tmp_inodes: Option<u64>,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -94,6 +96,8 @@ impl Plan {
             state_dir: options.state_dir.clone(),
             prepared: options.prepared,
             limits_conf: options.limits_conf.clone(),
+            tmp_size: None,
+            tmp_inodes: None,
             warnings: Vec::new(),
         };
         if options.prepared > PREPARED_MAX {
@@ -193,6 +197,13 @@ impl Plan {
         let (mode, weight) = named(Feature::CpuWeight, options.cpu_weight.map(u64::from));
         self.want(Feature::CpuWeight, mode, weight);
 
+        for (feature, value) in [(Feature::DiskMax, options.disk_max), (Feature::InodesMax, options.inodes_max)] {
+            if value == Some(0) {
+                return Err(Error::invalid(feature.to_string(), "0 means no limit to the kernel"));
+            }
+            let (mode, value) = named(feature, value);
+            self.want(feature, mode, value);
+        }
         for (feature, time) in
             [(Feature::CpuTimeMax, options.cpu_time_max), (Feature::WallTimeMax, options.wall_time_max)]
         {

@@ -127,7 +127,7 @@ pub fn owner_of(uid: u32) -> Result<Option<Owner>, Error> {
     Ok(userns::owner_of(&directory, uid)?)
 }
 
-fn directory(state_dir: Option<&Path>) -> Result<PathBuf, Error> {
+pub(crate) fn directory(state_dir: Option<&Path>) -> Result<PathBuf, Error> {
     match state_dir {
         Some(directory) => Ok(directory.to_owned()),
         None => Ok(userns::default_state_dir()?),

@@ -69,7 +69,7 @@ impl Rootfs {
         let mut this = Self { map_owners, ..Self::default() };
         let mut attached = Vec::new();
         match &plan.rootfs {
-            None => this.host_root(submounts, &mut attached)?,
+            None => this.host_root(plan, submounts, &mut attached)?,
             Some(directory) => this.directory_root(plan, directory, submounts)?,
         }
         if plan.dev {
@@ -102,7 +102,7 @@ impl Rootfs {
         Ok(this)
     }
 
-    fn host_root(&mut self, submounts: &[PathBuf], attached: &mut Vec<Step>) -> Result<(), Error> {
+    fn host_root(&mut self, plan: &Plan, submounts: &[PathBuf], attached: &mut Vec<Step>) -> Result<(), Error> {
         self.base.push(Step::TmpfsRoot);
         for directory in HOST_DIRECTORIES {
             self.show(Path::new(directory), submounts, attached)?;
@@ -111,7 +111,7 @@ impl Rootfs {
         for name in HOST_ETC {
             self.show(&Path::new("/etc").join(name), submounts, attached)?;
         }
-        self.tmpfs_private("/tmp", Some(TMP_SIZE), PLAIN)
+        self.tmpfs_private("/tmp", plan.tmp_size.or(Some(TMP_SIZE)), plan.tmp_inodes)
     }
 
     /// Shows a file, directory or symbolic link of the host in its place, if the host has it.
@@ -141,7 +141,7 @@ impl Rootfs {
         let has_tmp = directory.join("tmp").symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
         let taken = plan.mounts.iter().any(|mount| mount.target == Path::new("/tmp"));
         if has_tmp && !plan.rootfs_writable && !taken {
-            self.tmpfs_private("/tmp", Some(TMP_SIZE), PLAIN)?;
+            self.tmpfs_private("/tmp", plan.tmp_size.or(Some(TMP_SIZE)), plan.tmp_inodes)?;
         }
         Ok(())
     }
@@ -149,7 +149,7 @@ impl Rootfs {
     fn devices(&mut self, submounts: &[PathBuf], attached: &mut Vec<Step>) -> Result<(), Error> {
         self.point(Path::new("/dev"), true)?;
         let attributes = Attributes::NO_SUID | Attributes::NO_EXEC;
-        let filesystem = NewFilesystem::Tmpfs { size: Some(64 << 10), mode: 0o755, attributes };
+        let filesystem = NewFilesystem::Tmpfs { size: Some(64 << 10), inodes: None, mode: 0o755, attributes };
         attached.push(Step::Mount { filesystem, path: c"/dev".into() });
         for name in DEVICES {
             let path = Path::new("/dev").join(name);
@@ -165,7 +165,7 @@ impl Rootfs {
         self.private_targets.push("/dev/shm".into());
         self.private.push(Step::Mount { filesystem: NewFilesystem::Devpts, path: c"/dev/pts".into() });
         let attributes = PLAIN | Attributes::NO_EXEC;
-        let filesystem = NewFilesystem::Tmpfs { size: Some(TMP_SIZE), mode: 0o1777, attributes };
+        let filesystem = NewFilesystem::Tmpfs { size: Some(TMP_SIZE), inodes: None, mode: 0o1777, attributes };
         self.private.push(Step::Mount { filesystem, path: c"/dev/shm".into() });
         Ok(())
     }
@@ -176,7 +176,7 @@ impl Rootfs {
                 let target = mount.target.to_str().ok_or_else(|| Error::invalid("tmpfs", "the path is not UTF-8"))?;
                 self.private
                     .retain(|step| !matches!(step, Step::Mount { path, .. } if path.to_bytes() == target.as_bytes()));
-                self.tmpfs_private(target, *size, PLAIN)
+                self.tmpfs_private(target, *size, None)
             }
             MountKind::Bind { source, access } => {
                 let attributes = if *access == Access::ReadOnly { READ_ONLY } else { PLAIN };
@@ -244,8 +244,8 @@ impl Rootfs {
         Ok(self.owners.len() - 1)
     }
 
-    fn tmpfs_private(&mut self, target: &str, size: Option<u64>, attributes: Attributes) -> Result<(), Error> {
-        self.mount_private(target, NewFilesystem::Tmpfs { size, mode: 0o1777, attributes })
+    fn tmpfs_private(&mut self, target: &str, size: Option<u64>, inodes: Option<u64>) -> Result<(), Error> {
+        self.mount_private(target, NewFilesystem::Tmpfs { size, inodes, mode: 0o1777, attributes: PLAIN })
     }
 
     fn mount_private(&mut self, target: &str, filesystem: NewFilesystem) -> Result<(), Error> {

@@ -13,6 +13,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use userns::{IdMap, Setgroups};
 
 use crate::builder::{Access, MountKind, Options};
+use crate::disk::Disk;
 use crate::harden::seccomp;
 use crate::host::{self, Privilege};
 use crate::identity::Identity;
@@ -63,6 +64,7 @@ impl Drop for Handles {
             if !keeper::is_current_thread() {
                 drop(self.burials.wait(CLOSE_TIMEOUT));
             }
+            drop(self.disk.as_ref().map(Disk::release));
         }
     }
 }
@@ -94,6 +96,7 @@ pub(crate) struct Inner {
     /// What every start enforces, unless it says otherwise.
     report: Arc<[Enforcement]>,
     pool: Option<Pool>,
+    pub(crate) disk: Option<Disk>,
 }
 
 /// Tells the instances of this process apart.
@@ -127,11 +130,12 @@ impl Sandbox {
                 false
             }
         };
+        let name = crate::recover::name_prefix()?;
+        let disk = Disk::new(&mut plan, &name)?;
         let Rootfs { base, copies, private, binds, owners, .. } =
             Rootfs::new(&plan, &host::mount_points()?, map_owners)?;
         warn_of_binds(&mut plan);
         let pid = std::process::id();
-        let name = crate::recover::name_prefix()?;
         let resources = Resources::new(&mut plan, &format!("{name}{}", next_instance()))?;
         let mut process_limits = ProcessLimits::new(&mut plan)?;
         let raises = std::mem::take(&mut process_limits.raises);
@@ -204,6 +208,7 @@ impl Sandbox {
                 name,
                 report,
                 pool,
+                disk,
             }))),
         };
         if let Some(pool) = &sandbox.inner.pool {
@@ -244,7 +249,9 @@ impl Sandbox {
     #[must_use = "it tells what is left behind"]
     pub fn close(self) -> Vec<Leftover> {
         self.inner.close_pool();
-        self.inner.burials.wait(CLOSE_TIMEOUT)
+        let mut leftovers = self.inner.burials.wait(CLOSE_TIMEOUT);
+        leftovers.extend(self.inner.disk.as_ref().map(Disk::release).unwrap_or_default());
+        leftovers
     }
 
     /// An instance for one user: from the pool if one is ready there, else started now.

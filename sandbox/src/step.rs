@@ -113,7 +113,7 @@ pub(crate) struct Bind {
 #[derive(Debug)]
 pub(crate) enum NewFilesystem {
     Proc,
-    Tmpfs { size: Option<u64>, mode: u32, attributes: Attributes },
+    Tmpfs { size: Option<u64>, inodes: Option<u64>, mode: u32, attributes: Attributes },
     Devpts,
 }
 
@@ -339,8 +339,8 @@ impl NewFilesystem {
     fn mount(&self) -> Result<OwnedFd, Errno> {
         match *self {
             Self::Proc => mount::proc(mount::Proc { hide_others: true, only_processes: false }, Attributes::empty()),
-            Self::Tmpfs { size, mode, attributes } => {
-                mount::tmpfs(&Tmpfs { size, inodes: None, mode: Some(mode), owner: None }, attributes)
+            Self::Tmpfs { size, inodes, mode, attributes } => {
+                mount::tmpfs(&Tmpfs { size, inodes, mode: Some(mode), owner: None }, attributes)
             }
             Self::Devpts => mount::devpts(256, Attributes::empty()),
         }
