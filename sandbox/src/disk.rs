@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use quota::{Allocator, Check, Directory, Filesystem, Lease, Limit, Limits, Released};
 
 use crate::builder::{Access, MountKind};
+use crate::error::cause_and_hint;
 use crate::outcome::Leftover;
 use crate::plan::Plan;
 use crate::{Enforcement, Error, Feature, Mode};
@@ -90,8 +91,8 @@ impl Disk {
             ));
         };
         let explain = |error: quota::Error| {
-            let fix = error.hint().unwrap_or("see the error").to_owned();
-            (error.to_string(), fix)
+            let (cause, hint) = cause_and_hint(error.to_string(), error.hint());
+            (cause, hint.unwrap_or_else(|| "see the error".to_owned()))
         };
         let filesystem = Filesystem::open(first).map_err(explain)?;
         filesystem.require(&Check::default()).map_err(explain)?;

@@ -263,6 +263,13 @@ fn hint_text(step: &str, error: &io::Error) -> String {
     hint(step, error).map_or_else(String::new, |hint| format!(" (hint: {hint})"))
 }
 
+/// A leaf's message without its hint, and the hint: reports have a field for each.
+pub(crate) fn cause_and_hint(text: String, hint: Option<&str>) -> (String, Option<String>) {
+    let Some(hint) = hint else { return (text, None) };
+    let cause = text.strip_suffix(&format!(" (hint: {hint})")).unwrap_or(&text).to_owned();
+    (cause, Some(hint.to_owned()))
+}
+
 /// The causes that are known for certain.
 fn hint(step: &str, error: &io::Error) -> Option<&'static str> {
     Some(match (step, error.raw_os_error()?) {

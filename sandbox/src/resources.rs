@@ -6,6 +6,7 @@ use std::time::Duration;
 use cgroup::{Cgroup, Controller, Controllers, CpuMax, Knob, Layout, Limit, Limits, Needs, Parent, Value};
 use rlimit::{Limit as Bound, Limits as Bounds, Resource};
 
+use crate::error::cause_and_hint;
 use crate::plan::{Plan, nanoseconds};
 use crate::{Enforcement, Error, Feature, LiveLimits, Mode};
 
@@ -113,14 +114,8 @@ impl Resources {
 
 /// The cause and the fix of a refusal, apart.
 fn explain(error: &cgroup::Error) -> (String, String) {
-    let text = error.to_string();
-    match error.hint() {
-        None => (text, FIX.to_owned()),
-        Some(hint) => {
-            let cause = text.strip_suffix(&format!(" (hint: {hint})")).unwrap_or(&text).to_owned();
-            (cause, format!("{hint}; or `prefer` the feature"))
-        }
-    }
+    let (cause, hint) = cause_and_hint(error.to_string(), error.hint());
+    (cause, hint.map_or_else(|| FIX.to_owned(), |hint| format!("{hint}; or `prefer` the feature")))
 }
 
 /// No group can be made, and nobody insisted: what remains of each feature.
