@@ -167,3 +167,18 @@ pub(crate) fn read_whole(fd: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> Result<(),
         }
     }
 }
+
+/// The same in one `pread`, for files that the kernel writes as one piece (all but lists of ids): a second one is needed
+/// only when the content fills the buffer, which then grows for good.
+pub(crate) fn read_once(fd: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> Result<(), Errno> {
+    buffer.clear();
+    buffer.reserve(64);
+    loop {
+        let at = buffer.len() as u64;
+        rustix::io::retry_on_intr(|| rustix::io::pread(fd, rustix::buffer::spare_capacity(buffer), at))?;
+        if buffer.len() < buffer.capacity() {
+            return Ok(());
+        }
+        buffer.reserve(buffer.capacity());
+    }
+}

@@ -350,10 +350,10 @@ impl<'a> Change<'a> {
         undo: impl FnOnce(&str) -> String,
     ) -> Result<String> {
         let file = file.into();
-        let fd = part.dir.open_file(&file, OFlags::RDWR)?;
+        let fd = part.dir.open_file(&file, OFlags::RDWR).map_err(|error| without_file(part, &file, error))?;
         let mut buffer = Vec::with_capacity(64);
         let mut read = || {
-            crate::dir::read_whole(fd.as_fd(), &mut buffer).map_err(|error| part.dir.error("read", &file, error))?;
+            crate::dir::read_once(fd.as_fd(), &mut buffer).map_err(|error| part.dir.error("read", &file, error))?;
             Ok::<_, Error>(String::from_utf8_lossy(&buffer).trim_end().to_owned())
         };
         let old = read()?;
@@ -766,11 +766,19 @@ pub fn host_has_swap() -> Result<bool> {
     }
 }
 
-/// The file and the mechanism, if this group has them.
+/// The file and the mechanism, if this version has them; whether this kernel does shows when the file is opened.
 fn has(part: &Part, knob: Knob) -> Result<(&'static str, &'static str)> {
     match (knob.file(part.version), knob.mechanism(part.version)) {
-        (Some(file), Some(by)) if part.dir.has(file) => Ok((file, by)),
+        (Some(file), Some(by)) => Ok((file, by)),
         _ => Err(lacking(part, knob)),
+    }
+}
+
+/// A file that is missing from a group that is there means a kernel without the knob.
+fn without_file(part: &Part, file: &str, error: Error) -> Error {
+    match Knob::ALL.iter().find(|knob| knob.file(part.version) == Some(file)) {
+        Some(&knob) if error.is(Errno::NOENT) && part.dir.has("cgroup.procs") => lacking(part, knob),
+        _ => error,
     }
 }
 
@@ -818,9 +826,11 @@ fn unaccounted_swap(swap: Limit, change: &mut Change<'_>) -> Result<()> {
 fn memory_v2<'a>(part: &'a Part, limits: &Limits, change: &mut Change<'a>) -> Result<()> {
     // Swap first: a lower memory limit must not push into swap what may not be there.
     if let Some(swap) = limits.memory_swap_max {
-        match has(part, Knob::MemorySwapMax) {
-            Ok((file, by)) => put_bytes(part, Knob::MemorySwapMax, file, by, swap, change)?,
-            Err(_) => unaccounted_swap(swap, change)?,
+        let (file, by) = has(part, Knob::MemorySwapMax)?;
+        if part.dir.has(file) {
+            put_bytes(part, Knob::MemorySwapMax, file, by, swap, change)?;
+        } else {
+            unaccounted_swap(swap, change)?;
         }
     }
     if let Some(memory) = limits.memory_max {
@@ -924,7 +934,8 @@ fn read_cpu_max_v1(part: &Part, quota: &str) -> Result<CpuMax> {
 /// Quota and period are two files, and the share that they make must not exceed the parent's in between: a longer period
 /// comes first, a shorter one last.
 fn cpu_max_v1<'a>(part: &'a Part, max: CpuMax, change: &mut Change<'a>) -> Result<CpuMax> {
-    let period = part.dir.read(PERIOD)?;
+    let missing = |error: Error| if error.is(Errno::NOENT) { lacking(part, Knob::CpuMax) } else { error };
+    let period = part.dir.read(PERIOD).map_err(missing)?;
     let old = parse(part, PERIOD, &period, "a number of µs", stat::number(period.as_bytes()))?;
     let wanted = max.period.as_micros();
     let (mut quota_text, mut micros) = (String::new(), old);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use crate::dir::read_once;
 use crate::group::{Cgroup, Part};
 use crate::hierarchy::{Controller, Version};
 use crate::{Error, Result, stat};
@@ -228,7 +229,7 @@ impl Meter {
         let mut usage = Usage::default();
         let mut together = None;
         for (source, fd) in &self.files {
-            read_once(fd, &mut self.buffer)
+            read_once(fd.as_fd(), &mut self.buffer)
                 .map_err(|error| Error::file("read", self.path.join(source.file()), error))?;
             fill(*source, &self.buffer, self.ticks, &mut usage, &mut together);
         }
@@ -236,19 +237,6 @@ impl Meter {
             usage.memory_swap_current = Some(u64::saturating_sub(sum, memory));
         }
         Ok(usage)
-    }
-}
-
-/// One `pread`; a second one only when the content fills the buffer, which then grows for good.
-fn read_once(fd: &OwnedFd, buffer: &mut Vec<u8>) -> Result<(), Errno> {
-    buffer.clear();
-    loop {
-        let at = buffer.len() as u64;
-        rustix::io::retry_on_intr(|| rustix::io::pread(fd.as_fd(), rustix::buffer::spare_capacity(buffer), at))?;
-        if buffer.len() < buffer.capacity() {
-            return Ok(());
-        }
-        buffer.reserve(buffer.capacity());
     }
 }
 
