@@ -17,6 +17,9 @@ use crate::outcome::Leftover;
 use crate::relay::Relay;
 use crate::{Error, relay};
 
+/// The ended are left alone for so long. What takes them down would compete with the next start for the kernel's locks and
+/// a CPU; and who starts one after another rings the bell once for all of them.
+const REST: Duration = Duration::from_millis(2);
 /// How long a burial is retried before it is reported; it goes on after that.
 const PATIENCE: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_millis(1);
@@ -84,13 +87,24 @@ struct Burial {
     since: Instant,
     next: Instant,
     pause: Duration,
+    phase: Phase,
     reported: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Killed, and not looked at yet.
+    Resting,
+    /// Looked at, and not dead yet: its pidfd will tell.
+    Dying,
+    /// Dead and reaped; what is left are its things.
+    Dead,
 }
 
 impl Burial {
     fn new(grave: Grave) -> Self {
         let now = Instant::now();
-        Self { grave, since: now, next: now, pause: RETRY_FIRST, reported: false }
+        Self { grave, since: now, next: now + REST, pause: RETRY_FIRST, phase: Phase::Resting, reported: false }
     }
 
     /// One attempt; true when nothing is left.
@@ -118,11 +132,15 @@ impl Burial {
 
     fn try_dig(&mut self) -> Result<(), String> {
         let init = &self.grave.init;
-        init.kill().map_err(|error| error.to_string())?;
-        if !init.is_dead().map_err(|error| error.to_string())? {
-            return Err("its processes have been killed and are still there".to_owned());
+        if self.phase != Phase::Dead {
+            self.phase = Phase::Dying;
+            init.kill().map_err(|error| error.to_string())?;
+            if !init.is_dead().map_err(|error| error.to_string())? {
+                return Err("its processes have been killed and are still there".to_owned());
+            }
+            init.reap().map_err(|error| error.to_string())?;
+            self.phase = Phase::Dead;
         }
-        init.reap().map_err(|error| error.to_string())?;
         if let Some(cgroup) = &self.grave.cgroup {
             cgroup.remove(Duration::ZERO).map_err(|error| error.to_string())?;
             self.grave.cgroup = None;
@@ -215,6 +233,8 @@ pub(crate) fn adopt(child: Child) -> Result<(), Error> {
 /// Takes an instance down.
 pub(crate) fn bury(grave: Grave) {
     grave.burials.begin();
+    // Should this fail, the keeper tries again and reports it.
+    let _ = grave.init.kill();
     let mut burial = Burial::new(grave);
     // The thread was made when the sandbox was built; without one (after a fork of the host) do it here and now.
     match keeper() {
@@ -258,21 +278,30 @@ impl Keeper {
                 shared.wakes_at = wakes_at;
                 shared.asleep = true;
             }
-            self.sleep(&work, wakes_at);
+            self.sleep(&mut work, wakes_at);
             let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
             shared.asleep = false;
         }
     }
 
-    fn sleep(&self, work: &Work, wakes_at: Option<Instant>) {
+    fn sleep(&self, work: &mut Work, wakes_at: Option<Instant>) {
         let mut fds = vec![PollFd::from_borrowed_fd(self.bell.as_fd(), PollFlags::IN)];
-        fds.extend(work.burials.iter().map(|one| PollFd::from_borrowed_fd(one.grave.init.as_fd(), PollFlags::IN)));
+        // The pidfd of a dead one would wake us at once, again and again.
+        let dying = work.burials.iter().filter(|burial| burial.phase == Phase::Dying);
+        fds.extend(dying.map(|burial| PollFd::from_borrowed_fd(burial.grave.init.as_fd(), PollFlags::IN)));
         fds.extend(work.relays.iter().map(Relay::interest));
         fds.extend(work.detached.iter().map(|child| PollFd::from_borrowed_fd(child.socket(), PollFlags::IN)));
         let timeout = wakes_at.and_then(|at| Timespec::try_from(at.saturating_duration_since(Instant::now())).ok());
         let _ = poll(&mut fds, timeout.as_ref());
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&self.bell, &mut count);
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        if ready.first().is_some_and(|rung| *rung) {
+            let mut count = [0; 8];
+            let _ = rustix::io::read(&self.bell, &mut count);
+        }
+        let dying = work.burials.iter_mut().filter(|burial| burial.phase == Phase::Dying);
+        for (burial, _) in dying.zip(ready.iter().skip(1)).filter(|(_, died)| **died) {
+            burial.next = Instant::now();
+        }
     }
 }
 
