@@ -1,6 +1,5 @@
 //! Who programs are: which user namespace an instance gets, and which ids are in it.
 
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::unistd;
@@ -9,7 +8,8 @@ use userns::{Extent, INIT_ID, IdMap, Lease, Pool, PoolConfig, Setgroups};
 use crate::builder::User;
 use crate::host::Privilege;
 use crate::plan::Plan;
-use crate::{Enforcement, Error, Feature, Mode, spawn};
+use crate::spawn::{self, UserNamespace};
+use crate::{Enforcement, Error, Feature, Mode};
 
 /// Where an instance's ids come from.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub(crate) struct Identity {
 /// The ids of one instance.
 #[derive(Debug)]
 pub(crate) struct Ids {
-    pub(crate) namespace: OwnedFd,
+    pub(crate) namespace: UserNamespace,
     /// What the program's user and group are on the host.
     pub(crate) outside: (u32, u32),
     pub(crate) lease: Option<Lease>,

@@ -373,7 +373,7 @@ fn note_mechanisms(plan: &mut Plan, identity: &Identity) {
 /// A user namespace whose only use is to show files of `owner` as those of `outside`.
 fn owner_namespace(owner: (u32, u32), outside: (u32, u32)) -> Result<OwnedFd, Error> {
     let (uids, gids) = (IdMap::single(owner.0, outside.0)?, IdMap::single(owner.1, outside.1)?);
-    spawn::user_namespace(&uids, &gids, Setgroups::Deny)
+    Ok(spawn::user_namespace(&uids, &gids, Setgroups::Deny)?.into_fd())
 }
 
 /// Only host root can map files of other users.

@@ -29,15 +29,25 @@ thread_local! {
     static STACKS: RefCell<Vec<Stack>> = const { RefCell::new(Vec::new()) };
 }
 
+/// A stack of this thread, or a new one.
+fn take_stack() -> Result<Stack, Error> {
+    match STACKS.with(|stacks| stacks.borrow_mut().pop()) {
+        Some(stack) => Ok(stack),
+        None => Ok(Stack::new(STACK_SIZE)?),
+    }
+}
+
+/// Keeps a stack for the next child of this thread.
+fn keep_stack(stack: Stack) {
+    // While the thread ends its list may be gone: then the stack goes, too.
+    let _ = STACKS.try_with(|stacks| stacks.borrow_mut().push(stack));
+}
+
 /// Lends a stack of this thread.
 fn with_stack<T>(work: impl FnOnce(&mut Stack) -> Result<T, Error>) -> Result<T, Error> {
-    let kept = STACKS.with(|stacks| stacks.borrow_mut().pop());
-    let mut stack = match kept {
-        Some(stack) => stack,
-        None => Stack::new(STACK_SIZE)?,
-    };
+    let mut stack = take_stack()?;
     let result = work(&mut stack);
-    STACKS.with(|stacks| stacks.borrow_mut().push(stack));
+    keep_stack(stack);
     result
 }
 
@@ -168,22 +178,60 @@ unsafe extern "C" fn held(_: *mut c_void) -> ! {
     }
 }
 
+/// A user namespace, and the killed child that it was made with.
+///
+/// The end of that child is not waited for before this is dropped: by then it has long gone, and nobody sleeps for it.
+#[derive(Debug)]
+pub(crate) struct UserNamespace {
+    namespace: OwnedFd,
+    _holder: Holder,
+}
+
+impl UserNamespace {
+    /// The namespace alone.
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.namespace
+    }
+}
+
+impl AsFd for UserNamespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
+    }
+}
+
+/// The child that holds a namespace, on a stack that is nobody else's until it has gone.
+#[derive(Debug)]
+struct Holder {
+    born: Born,
+    stack: Option<Stack>,
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let pidfd = &self.born.pidfd;
+        let gone = pidfd.kill().is_ok() && pidfd.wait(None).is_ok() && pidfd.reap().is_ok();
+        match self.stack.take() {
+            Some(stack) if gone => keep_stack(stack),
+            // It may still stand on it.
+            stack => std::mem::forget(stack),
+        }
+    }
+}
+
 /// Makes a user namespace with these maps.
-pub(crate) fn user_namespace(uids: &IdMap, gids: &IdMap, setgroups: Setgroups) -> Result<OwnedFd, Error> {
-    with_stack(|stack| {
-        // SAFETY: `held` makes system calls only; we wait for its end before the stack is used again.
-        let born =
-            unsafe { ns::Clone::new(Namespaces::USER).exit_signal(false).spawn_held(stack, held, ptr::null_mut()) }?;
-        let pid = born.pid.get();
-        let path = format!("/proc/{pid}/ns/user");
-        let result = userns::write_maps(pid, uids, gids, setgroups)
-            .map_err(Error::from)
-            .and_then(|()| File::open(&path).map_err(|error| Error::setup_at("open", path, error)));
-        born.pidfd.kill()?;
-        born.pidfd.wait(None)?;
-        born.pidfd.reap()?;
-        result.map(OwnedFd::from)
-    })
+pub(crate) fn user_namespace(uids: &IdMap, gids: &IdMap, setgroups: Setgroups) -> Result<UserNamespace, Error> {
+    let mut stack = take_stack()?;
+    // SAFETY: `held` makes one system call, over and over, on a stack that its `Holder` keeps until it has gone.
+    let born =
+        unsafe { ns::Clone::new(Namespaces::USER).exit_signal(false).spawn_held(&mut stack, held, ptr::null_mut()) }?;
+    let holder = Holder { born, stack: Some(stack) };
+    let pid = holder.born.pid.get();
+    userns::write_maps(pid, uids, gids, setgroups)?;
+    let path = format!("/proc/{pid}/ns/user");
+    let namespace = File::open(&path).map_err(|error| Error::setup_at("open", path, error))?.into();
+    holder.born.pidfd.kill()?;
+    Ok(UserNamespace { namespace, _holder: holder })
 }
 
 /// Makes the template mount namespace by `steps`, which end by sending it.
