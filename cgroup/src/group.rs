@@ -21,18 +21,18 @@ pub(crate) struct Part {
     pub(crate) version: Version,
     pub(crate) controllers: Controllers,
     pub(crate) dir: Arc<Dir>,
-    /// v1: `cgroup.procs`, open for writing, for the clone child that writes itself into it.
-    procs: Option<OwnedFd>,
+    /// v1: `tasks`, open for writing, for the clone child that writes itself into it.
+    tasks: Option<OwnedFd>,
     parent: Option<(Arc<Dir>, String)>,
 }
 
 impl Part {
     fn new(version: Version, controllers: Controllers, dir: Dir, parent: Option<(Arc<Dir>, String)>) -> Result<Self> {
-        let procs = match version {
-            Version::V1 => Some(dir.open_file("cgroup.procs", OFlags::WRONLY)?),
+        let tasks = match version {
+            Version::V1 => Some(dir.open_file("tasks", OFlags::WRONLY)?),
             Version::V2 => None,
         };
-        Ok(Self { version, controllers, dir: Arc::new(dir), procs, parent })
+        Ok(Self { version, controllers, dir: Arc::new(dir), tasks, parent })
     }
 
     pub(crate) fn below(v: Version, c: Controllers, dir: Dir, parent: Arc<Dir>, name: &str) -> Result<Self> {
@@ -47,11 +47,11 @@ impl Part {
             _ => None,
         };
         // Reading is all that an unprivileged caller may do with most groups: no write descriptor then.
-        let procs = match version {
-            Version::V1 => dir.open_file("cgroup.procs", OFlags::WRONLY).ok(),
+        let tasks = match version {
+            Version::V1 => dir.open_file("tasks", OFlags::WRONLY).ok(),
             Version::V2 => None,
         };
-        Ok(Self { version, controllers, dir: Arc::new(dir), procs, parent })
+        Ok(Self { version, controllers, dir: Arc::new(dir), tasks, parent })
     }
 
     /// One `rmdir`, if the name still means this directory.
@@ -60,13 +60,6 @@ impl Part {
             Some((parent, name)) if self.dir.is_still(parent, name) => parent.remove(name),
             Some(_) => Ok(()),
             None => Err(Errno::PERM),
-        }
-    }
-
-    fn write_procs(&self, value: &str) -> Result<()> {
-        match &self.procs {
-            Some(fd) => self.dir.write_to(fd.as_fd(), "cgroup.procs", value),
-            None => self.dir.write("cgroup.procs", value),
         }
     }
 }
@@ -127,10 +120,13 @@ impl Cgroup {
         self.v2().map(|part| part.dir.as_fd())
     }
 
-    /// `cgroup.procs` of each v1 directory of the group, open for writing: a child that was just cloned joins by writing
-    /// `0` into each (one plain `write`, no memory, no locks). Empty on pure v2.
+    /// `tasks` of each v1 directory of the group, open for writing: a child that was just cloned joins by writing `0` into
+    /// each (one plain `write`, no memory, no locks). Empty on pure v2.
+    ///
+    /// A thread that moves itself alone needs no lock against its siblings, and so does not wait for an RCU grace period as
+    /// [`attach`](Self::attach) does: 20 µs instead of 7 to 11 ms after a quiet spell (Linux 5.7; before it waits, too).
     pub fn join_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.parts.iter().filter_map(|part| part.procs.as_ref().map(AsFd::as_fd))
+        self.parts.iter().filter_map(|part| part.tasks.as_ref().map(AsFd::as_fd))
     }
 
     /// The directories, for messages and reports.
@@ -173,7 +169,7 @@ impl Cgroup {
 
     fn join(&self, pid: &str) -> Result<()> {
         for part in &self.parts {
-            part.write_procs(pid).map_err(|error| no_realtime_share(part, error))?;
+            part.dir.write("cgroup.procs", pid).map_err(|error| no_realtime_share(part, error))?;
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! Instances started ahead, each used once.
 //!
-//! A start costs hundreds of microseconds, and on cgroup v1 milliseconds after a quiet spell; a program in an instance that
-//! waits costs little more than posix_spawn(3). Threads of the pool start instances in the background; a taker gets one
-//! that nobody used, or, when there is none, starts its own: slower, but the same.
+//! A start costs hundreds of microseconds; a program in an instance that waits costs little more than posix_spawn(3).
+//! Threads of the pool start instances in the background; a taker gets one that nobody used, or, when there is none, starts
+//! its own: slower, but the same.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};

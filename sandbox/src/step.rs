@@ -25,7 +25,7 @@ pub(crate) const PLAIN: Attributes = Attributes::NO_SUID.union(Attributes::NO_DE
 /// One action of the child.
 #[derive(Debug)]
 pub(crate) enum Step {
-    /// Writes `0` to the `cgroup.procs` of each v1 group. First: all that follows is charged there.
+    /// Writes `0` to the `tasks` of each v1 group. First: all that follows is charged there.
     JoinCgroups,
     /// `unshare(CLONE_NEWCGROUP)`, now that the cgroup is the right one.
     UnshareCgroup {
@@ -130,7 +130,7 @@ pub(crate) struct Context<'a> {
     pub(crate) binds: &'a [Bind],
     /// User namespaces that map the owners of binds to the program's ids.
     pub(crate) owners: &'a [OwnedFd],
-    /// `cgroup.procs` of each v1 group.
+    /// `tasks` of each v1 group.
     pub(crate) join: &'a [BorrowedFd<'a>],
     pub(crate) template: Option<BorrowedFd<'a>>,
     pub(crate) user_namespace: Option<BorrowedFd<'a>>,
