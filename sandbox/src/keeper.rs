@@ -14,6 +14,7 @@ use userns::Lease;
 
 use crate::child::{Child, Watch};
 use crate::outcome::Leftover;
+use crate::pool::Refill;
 use crate::relay::Relay;
 use crate::{Error, relay};
 
@@ -30,6 +31,8 @@ const RETRY_LAST: Duration = Duration::from_secs(1);
 pub(crate) struct Burials {
     state: Mutex<BurialState>,
     done: Condvar,
+    /// The pool to be filled again when an instance has gone.
+    pub(crate) refill: OnceLock<Refill>,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +55,9 @@ impl Burials {
         state.pending = state.pending.saturating_sub(1);
         drop(state);
         self.done.notify_all();
+        if let Some(refill) = self.refill.get() {
+            refill.ask();
+        }
     }
 
     /// Waits, at most `timeout`, until nothing is left to be buried; what could not be.

@@ -37,6 +37,18 @@ pub struct PoolStats {
     pub stale: u64,
 }
 
+/// Asks a pool to fill itself up.
+#[derive(Debug)]
+pub(crate) struct Refill(Weak<Shared>);
+
+impl Refill {
+    pub(crate) fn ask(&self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.changed.notify_all();
+        }
+    }
+}
+
 /// The instances of one sandbox that wait for a program.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -99,6 +111,11 @@ impl Pool {
         Ok(())
     }
 
+    /// What asks it to fill itself up.
+    pub(crate) fn refill(&self) -> Refill {
+        Refill(Arc::downgrade(&self.shared))
+    }
+
     /// An instance that nobody used, if one is ready.
     pub(crate) fn take(&self) -> Option<Parts> {
         let shared = &self.shared;
@@ -114,12 +131,13 @@ impl Pool {
                 return None;
             };
             if parts.is_alive() {
+                // A refill at this moment would compete with the program that is about to start. The end of an instance
+                // asks for one, too, so only programs that stay take the pool down to its low water mark.
+                let low = state.ready.len() <= state.target / 2;
                 drop(state);
                 shared.hits.fetch_add(1, Ordering::Relaxed);
-                if grown {
+                if grown || low {
                     shared.changed.notify_all()
-                } else {
-                    shared.changed.notify_one()
                 }
                 return Some(parts);
             }

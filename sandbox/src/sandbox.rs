@@ -212,6 +212,7 @@ impl Sandbox {
             }))),
         };
         if let Some(pool) = &sandbox.inner.pool {
+            let _ = sandbox.inner.burials.refill.set(pool.refill());
             pool.fill(&sandbox.inner.0)?;
         }
         Ok(sandbox)
