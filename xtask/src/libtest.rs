@@ -9,6 +9,8 @@ pub(crate) struct Report {
     pub(crate) failed: usize,
     /// Tests that said `SKIP` and tests marked `#[ignore]`.
     pub(crate) skipped: usize,
+    /// Left out by name on the command line.
+    pub(crate) filtered: usize,
     /// `TEST: needs …` of each `SKIP` line. What was found instead is left out: it differs between machines.
     pub(crate) skips: BTreeSet<String>,
 }
@@ -26,6 +28,7 @@ impl Report {
                 report.passed += count(counts, "passed");
                 report.failed += count(counts, "failed");
                 report.skipped += count(counts, "ignored");
+                report.filtered += count(counts, "filtered out");
             }
         }
         // libtest counts a test that skipped as passed.

@@ -118,16 +118,26 @@ fn section(page: &mut String, kernels: &BTreeMap<Kernel, Vec<Feature>>) {
             let _ = writeln!(page, "| {name} | {} |", cells.collect::<Vec<_>>().join(" | "));
         }
         page.push('\n');
+        // What lacks for one cause on the same kernels is one line.
+        let mut causes: BTreeMap<(Vec<Kernel>, String), Vec<&str>> = BTreeMap::new();
         for name in &different {
-            let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            let mut reasons: BTreeMap<String, Vec<Kernel>> = BTreeMap::new();
             for kernel in kernels.keys() {
                 if let Some(found) = state(kernel, name).filter(|found| found.state != "available") {
-                    reasons.entry(found.detail.clone().unwrap_or_default()).or_default().push(kernel.to_string());
+                    reasons.entry(found.detail.clone().unwrap_or_default()).or_default().push(*kernel);
                 }
             }
             for (reason, kernels) in reasons {
-                let _ = writeln!(page, "- {name} on {}: {reason}", kernels.join(", "));
+                causes.entry((kernels, reason)).or_default().push(name);
             }
+        }
+        for ((on, reason), names) in causes {
+            let on = if on.len() == kernels.len() {
+                "all".into()
+            } else {
+                on.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            };
+            let _ = writeln!(page, "- {} on {on}: {reason}", names.join(", "));
         }
         page.push('\n');
     }
