@@ -35,7 +35,8 @@ pub struct Limits {
     /// Huge pages (hugetlbfs) are not counted. Less than a page is refused.
     ///
     /// Lowered below the usage: v1 answers `EBUSY` when it cannot reclaim that much and changes nothing; v2 always takes
-    /// it, and kills until it holds.
+    /// it, and kills until it holds. The write returns only then: an old kernel (5.10 was seen) on a single CPU without
+    /// preemption never lets the victim run, and hangs.
     ///
     /// v2 `memory.max`, v1 `memory.limit_in_bytes`. Kernel: 4.5.
     pub memory_max: Option<Limit>,
