@@ -353,7 +353,8 @@ fn copy_bind(context: &mut Context<'_>, number: usize) -> Result<(), Errno> {
     let fd = mount::clone_tree(place.as_fd(), c"", true)?;
     let bare = match mount::set_attributes(fd.as_fd(), bind.attributes, Attributes::empty(), true) {
         Ok(()) => false,
-        Err(errno) if errno.raw() == libc::ENOSYS => true,
+        // Before 5.12 only what is attached can be changed.
+        Err(errno) if matches!(errno.raw(), libc::ENOSYS | libc::EINVAL) => true,
         Err(errno) => return Err(errno),
     };
     if let Some(owner) = bind.owner {
