@@ -175,6 +175,11 @@ fn memory_is_137_and_counted() {
 
 #[test]
 fn forks_past_pids_are_counted() {
+    let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
+    if read("/proc/cpuinfo").contains("User Mode Linux") && read("/proc/sys/kernel/osrelease").starts_with("6.12") {
+        let found = "User-Mode Linux 6.12, which panics in mmput";
+        return skip("forks_past_pids_are_counted", "a kernel that survives failing forks", found);
+    }
     let flags = ["--pids", "8"];
     if let Some(why) = cannot(&flags) {
         return skip("forks_past_pids_are_counted", "a pids cgroup", &why);
@@ -261,7 +266,7 @@ fn flags_reach_the_program() {
         "--hostname",
         "box",
         "--uid",
-        "1234",
+        "1001",
         "--gid",
         "567",
         "--cwd",
@@ -278,7 +283,7 @@ fn flags_reach_the_program() {
     ];
     let output = run().args(flags).args(SHELL).arg(script).env("SECRET", "s").output().unwrap();
     fs::remove_file(file).unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "box\n1234\n567\n/usr\nV\n64\n128\nword\n0\n", "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "box\n1001\n567\n/usr\nV\n64\n128\nword\n0\n", "{output:?}");
     assert!(output.stderr.is_empty(), "--quiet: {output:?}");
 }
 

@@ -45,8 +45,8 @@ fn two_sandboxes_have_different_ids() {
 
 #[test]
 fn the_user_is_chosen_apart_from_the_map() {
-    let sandbox = common::sandbox(|b| _ = b.user(1234).group(567));
-    assert_eq!(text(&sh(&sandbox, "id -u; id -g")), "1234\n567");
+    let sandbox = common::sandbox(|b| _ = b.user(1001).group(567));
+    assert_eq!(text(&sh(&sandbox, "id -u; id -g")), "1001\n567");
     let outside = common::sandbox(|b| _ = b.user(u32::MAX - 1));
     if common::has_lease(&outside) {
         let error = outside.command("/bin/true").status().unwrap_err();

@@ -63,6 +63,13 @@ fn no_limit_named_is_a_limit_of_256() {
 
 #[test]
 fn case_59_a_fork_bomb_stays_inside_and_is_gone_soon_after_the_deadline() {
+    let survives = common::survives_refused_forks();
+    require!(
+        "case_59_a_fork_bomb_stays_inside_and_is_gone_soon_after_the_deadline",
+        survives,
+        "a kernel that survives failing forks",
+        "User-Mode Linux 6.12"
+    );
     let wall = Duration::from_secs(2);
     let sandbox = sandbox_or_skip!(
         "case_59_a_fork_bomb_stays_inside_and_is_gone_soon_after_the_deadline",
@@ -108,6 +115,13 @@ fn a_thousand_short_children_one_after_the_other() {
 
 #[test]
 fn case_63_a_storm_of_orphans_is_reaped() {
+    let survives = common::survives_refused_forks();
+    require!(
+        "case_63_a_storm_of_orphans_is_reaped",
+        survives,
+        "a kernel that survives failing forks",
+        "User-Mode Linux 6.12"
+    );
     let sandbox = sandbox_or_skip!("case_63_a_storm_of_orphans_is_reaped", "a pids cgroup", |b| _ = b.pids_max(16));
     let output = act(&sandbox, "orphans 2000").output().unwrap();
     assert!(said(&output.stdout, "orphans").starts_with("2000 "), "{output:?}");
