@@ -16,18 +16,17 @@ fn payload() {
 /// A sandbox that sees the files of the tests below at `/files`.
 fn files(scratch: &Scratch) -> Sandbox {
     let directory = scratch.dir("files", 0o755);
-    scratch.file("files/no-interpreter", "#!/no/such/interpreter\n", 0o755);
-    scratch.file("files/not-executable", "#!/bin/sh\n", 0o644);
-    scratch.file("files/unknown-format", "plain words\n", 0o755);
-    scratch.file("files/script", "#!/bin/sh\necho \"$0 $1\"\n", 0o755);
+    scratch.program("files/no-interpreter", b"#!/no/such/interpreter\n", 0o755);
+    scratch.program("files/not-executable", b"#!/bin/sh\n", 0o644);
+    scratch.program("files/unknown-format", b"plain words\n", 0o755);
+    scratch.program("files/script", b"#!/bin/sh\necho \"$0 $1\"\n", 0o755);
     // An ELF file whose loader is not there.
     let mut elf = fs::read("/bin/true").unwrap();
     let loader = b"/lib64/ld-linux-x86-64.so.2\0";
     if let Some(at) = elf.windows(loader.len()).position(|window| window == loader) {
         elf[at + 1] = b'x';
     }
-    fs::write(directory.join("no-loader"), elf).unwrap();
-    common::mode(&directory.join("no-loader"), 0o755);
+    scratch.program("files/no-loader", &elf, 0o755);
     common::sandbox(|b| _ = b.bind_read_only(directory, "/files"))
 }
 

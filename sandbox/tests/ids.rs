@@ -99,10 +99,8 @@ fn case_34_a_set_user_id_program_gives_nothing() {
     require!("case_34_a_set_user_id_program_gives_nothing", common::is_root(), "root", "an ordinary user");
     let scratch = Scratch::new("setuid");
     let (set_user_id, with_capability) = (scratch.0.join("suid"), scratch.0.join("caps"));
-    fs::copy(common::payload(), &set_user_id).unwrap();
-    fs::copy(common::payload(), &with_capability).unwrap();
-    common::mode(&set_user_id, 0o6755);
-    common::mode(&with_capability, 0o755);
+    common::copy(&common::payload(), &set_user_id, 0o6755);
+    common::copy(&common::payload(), &with_capability, 0o755);
     // struct vfs_cap_data, version 2, effective: CAP_NET_RAW permitted.
     let capability: Vec<u8> = [0x0200_0001u32, 1 << 13, 0, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
     let flags = rustix::fs::XattrFlags::empty();

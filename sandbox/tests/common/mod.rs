@@ -238,12 +238,27 @@ impl Scratch {
         mode(&path, bits);
         path
     }
+
+    /// A file to be executed. Another process writes it: a child that one of our threads makes meanwhile would hold a
+    /// descriptor of ours for writing, and until it has executed something else, the file is busy.
+    pub fn program(&self, name: &str, content: &[u8], bits: u32) -> PathBuf {
+        let (written, path) = (self.0.join("written"), self.0.join(name));
+        fs::write(&written, content).unwrap();
+        copy(&written, &path, bits);
+        path
+    }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// Copies by another process, for the reason that [`Scratch::program`] gives.
+pub fn copy(from: &Path, to: &Path, bits: u32) {
+    assert!(Command::new("cp").args([from, to]).status().unwrap().success());
+    mode(to, bits);
 }
 
 pub fn mode(path: &Path, bits: u32) {
