@@ -85,3 +85,9 @@ pub(crate) fn mount_points() -> Result<Vec<PathBuf>, Error> {
         .map_err(|error| Error::setup_at("read", "/proc/self/mountinfo", std::io::Error::other(error)))?;
     Ok(mounts.into_iter().map(|mount| mount.mount_point).collect())
 }
+
+/// Whether this process is protected from the OOM killer, which its programs must not be.
+pub(crate) fn is_spared_by_oom_killer() -> bool {
+    let read = std::fs::read_to_string("/proc/self/oom_score_adj");
+    read.is_ok_and(|text| text.trim_start().starts_with('-'))
+}

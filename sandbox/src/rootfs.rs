@@ -65,7 +65,7 @@ pub(crate) struct Rootfs {
 
 impl Rootfs {
     /// Looks at the host's files and lays the steps out.
-    pub(crate) fn new(plan: &Plan, submounts: &[PathBuf], map_owners: bool) -> Result<Self, Error> {
+    pub(crate) fn new(plan: &Plan, submounts: &[PathBuf], map_owners: bool, single_id: bool) -> Result<Self, Error> {
         let mut this = Self { map_owners, ..Self::default() };
         let mut attached = Vec::new();
         match &plan.rootfs {
@@ -80,6 +80,10 @@ impl Rootfs {
             // Some settings are open to root of the namespace that they are of, even without a capability.
             this.private.push(Step::BindOntoItself(c"/proc/sys".into()));
             this.private.push(Step::MakeReadOnly(c"/proc/sys".into()));
+            if single_id {
+                // The program's id is the caller's, whose keys this would list.
+                this.bind(Path::new("/dev/null"), Path::new("/proc/keys"), READ_ONLY, submounts, &mut attached)?;
+            }
         }
         // Nested targets come after what they lie in.
         let mut mounts: Vec<&MountOption> = plan.mounts.iter().collect();
@@ -312,7 +316,7 @@ mod tests {
     fn rootfs(change: impl FnOnce(&mut Builder)) -> Rootfs {
         let mut builder = Builder::new();
         change(&mut builder);
-        Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], true).unwrap()
+        Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], true, false).unwrap()
     }
 
     fn position(steps: &[Step], wanted: impl Fn(&Step) -> bool) -> usize {
@@ -349,7 +353,7 @@ mod tests {
     fn owners_are_never_root() {
         let mut builder = Builder::new();
         builder.bind_owned("/usr", "/data");
-        let error = Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], true).unwrap_err();
+        let error = Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], true, false).unwrap_err();
         assert!(error.to_string().contains("neither may be 0"), "{error}");
     }
 
@@ -357,7 +361,7 @@ mod tests {
     fn a_missing_source_is_named() {
         let mut builder = Builder::new();
         builder.bind("/no/such/place", "/x");
-        let error = Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], true).unwrap_err();
+        let error = Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], true, false).unwrap_err();
         assert_eq!(error.errno(), Some(libc::ENOENT));
         assert!(error.to_string().contains("/no/such/place"), "{error}");
     }

@@ -133,7 +133,7 @@ impl Sandbox {
         let name = crate::recover::name_prefix()?;
         let disk = Disk::new(&mut plan, &name)?;
         let Rootfs { base, copies, private, binds, owners, .. } =
-            Rootfs::new(&plan, &host::mount_points()?, map_owners)?;
+            Rootfs::new(&plan, &host::mount_points()?, map_owners, identity.is_single())?;
         warn_of_binds(&mut plan);
         let pid = std::process::id();
         let resources = Resources::new(&mut plan, &format!("{name}{}", next_instance()))?;
@@ -141,6 +141,9 @@ impl Sandbox {
         let raises = std::mem::take(&mut process_limits.raises);
         note_mechanisms(&mut plan, &identity);
         let mut steps = vec![];
+        if host::is_spared_by_oom_killer() {
+            steps.push(Step::ResetOomScore);
+        }
         if resources.is_some() {
             steps.push(Step::JoinCgroups);
         }

@@ -90,7 +90,7 @@ struct Between<'a, 'b> {
     clone: ns::Clone<'a>,
     stack: &'a mut Stack,
     birth: &'a mut Birth<'b>,
-    born: Option<Result<Born, ns::Error>>,
+    born: Option<Result<Born, Errno>>,
     failure: Option<Errno>,
 }
 
@@ -105,7 +105,7 @@ unsafe extern "C" fn between(argument: *mut c_void) -> ! {
     let argument = ptr::from_mut(this.birth).cast();
     // SAFETY: `child` keeps to the rules, and the birth outlives it. We hold the caller's descriptor table, so the pidfd
     // is the caller's.
-    this.born = Some(unsafe { this.clone.spawn(this.stack, child, argument) });
+    this.born = Some(unsafe { this.clone.spawn_from_child(this.stack, child, argument) });
     ns::exit(0)
 }
 
@@ -166,7 +166,11 @@ fn start_within(user_namespace: BorrowedFd<'_>, clone: ns::Clone<'_>, birth: &mu
             if let Some(errno) = between_data.failure {
                 return Err(Error::setup("enter the user namespace", io::Error::from(errno)));
             }
-            between_data.born.map_or(Err(Error::Ended { during: "a process was to be made" }), |born| Ok(born?))
+            match between_data.born {
+                Some(Ok(born)) => Ok(born),
+                Some(Err(errno)) => Err(Error::setup("make a process in the user namespace", io::Error::from(errno))),
+                None => Err(Error::Ended { during: "a process was to be made" }),
+            }
         })
     })
 }

@@ -25,6 +25,8 @@ pub(crate) const PLAIN: Attributes = Attributes::NO_SUID.union(Attributes::NO_DE
 /// One action of the child.
 #[derive(Debug)]
 pub(crate) enum Step {
+    /// Takes back the protection from the OOM killer that the host program gave itself.
+    ResetOomScore,
     /// Writes `0` to the `tasks` of each v1 group. First: all that follows is charged there.
     JoinCgroups,
     /// `unshare(CLONE_NEWCGROUP)`, now that the cgroup is the right one.
@@ -190,6 +192,7 @@ impl Step {
     /// Does it. In the child: no allocation, no lock, no panic.
     pub(crate) fn run(&self, context: &mut Context<'_>) -> Result<(), Errno> {
         match self {
+            Self::ResetOomScore => sys::reset_oom_score(),
             Self::JoinCgroups => {
                 for procs in context.join {
                     rustix::io::write(procs, b"0").map_err(errno)?;
@@ -266,6 +269,7 @@ impl Step {
     pub(crate) fn describe(&self, binds: &[Bind]) -> (&'static str, Option<PathBuf>) {
         let bind = |number: &usize| binds.get(*number);
         match self {
+            Self::ResetOomScore => ("reset", Some("/proc/self/oom_score_adj".into())),
             Self::JoinCgroups => ("join the sandbox's cgroup", None),
             Self::UnshareCgroup { .. } => ("make a cgroup namespace", None),
             Self::NewKeyring { .. } => ("join a new session keyring", None),

@@ -38,6 +38,15 @@ pub(crate) fn join_new_session_keyring() -> Result<(), Errno> {
     result(answer)
 }
 
+/// Sets the calling process's `oom_score_adj` to 0. The kernel spares the parent of a vfork-like child, whose memory it
+/// shares.
+pub(crate) fn reset_oom_score() -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(CWD, c"/proc/self/oom_score_adj", flags, Mode::empty()).map_err(errno)?;
+    rustix::io::write(&file, b"0").map_err(errno)?;
+    Ok(())
+}
+
 /// Sends a descriptor of the calling process's mount namespace over `channel`.
 pub(crate) fn send_mount_namespace(channel: BorrowedFd<'_>) -> Result<(), Errno> {
     let namespace = rustix::fs::openat(CWD, c"/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
