@@ -2,4 +2,5 @@
 
 pub mod held;
 pub mod json;
+pub mod parse;
 pub mod worker;
