@@ -24,6 +24,7 @@ struct Tool {
 
 const TOOLS: &[Tool] = &[
     Tool { program: "newuidmap", package: "uidmap", need: Need::Host },
+    Tool { program: "pamtester", package: "pamtester", need: Need::Host },
     Tool { program: "depmod", package: "kmod", need: Need::Guest },
     Tool { program: "ip", package: "iproute2", need: Need::Guest },
     Tool { program: "mkfs.ext4", package: "e2fsprogs", need: Need::Guest },
@@ -31,6 +32,8 @@ const TOOLS: &[Tool] = &[
     Tool { program: "mkfs.xfs", package: "xfsprogs", need: Need::Guest },
     Tool { program: "mkswap", package: "util-linux", need: Need::Guest },
     Tool { program: "newuidmap", package: "uidmap", need: Need::Guest },
+    Tool { program: "pamtester", package: "pamtester", need: Need::Guest },
+    Tool { program: "repquota", package: "quota", need: Need::Guest },
     Tool { program: "tar", package: "tar", need: Need::Guest },
     Tool { program: "xz", package: "xz-utils", need: Need::Guest },
     Tool { program: "zstd", package: "zstd", need: Need::Guest },
