@@ -214,7 +214,9 @@ fn place_fds(start: &mut Start) -> Result<(), (u32, i32, u32)> {
         // Before 5.11: close what lies between and above the wanted numbers.
         let mut from = 0;
         for &target in targets {
-            close_range(from, target - 1).map_err(|errno| (step::PLACE_FD, errno, target as u32))?;
+            if from < target {
+                close_range(from, target - 1).map_err(|errno| (step::PLACE_FD, errno, target as u32))?;
+            }
             from = target + 1;
         }
         close_range(from, -1).map_err(|errno| (step::PLACE_FD, errno, from as u32))?;
@@ -223,9 +225,6 @@ fn place_fds(start: &mut Start) -> Result<(), (u32, i32, u32)> {
 }
 
 fn close_range(first: i32, last: i32) -> Result<(), i32> {
-    if last != -1 && first > last {
-        return Ok(());
-    }
     // SAFETY: numbers only.
     check(unsafe { syscall(nr::CLOSE_RANGE, [first as usize, last as u32 as usize, 0, 0, 0, 0]) })
 }

@@ -296,13 +296,12 @@ fn few_fds() {
         match sandbox.command("/bin/true").status() {
             Ok(outcome) => assert!(outcome.success()),
             Err(error) => {
-                if error.errno() == Some(libc::EMFILE) {
-                    seen += 1;
-                    if error.hint().is_some() {
-                        say("error", &error);
-                    }
-                } else {
-                    panic!("with room for {room}: {error}");
+                // newuidmap, where it is needed, has no room either, and says it in its own words.
+                let by_helper = error.errno().is_none() && !common::is_root();
+                assert!(error.errno() == Some(libc::EMFILE) || by_helper, "with room for {room}: {error}");
+                seen += 1;
+                if error.hint().is_some_and(|hint| hint.contains("RLIMIT_NOFILE")) {
+                    say("error", &error);
                 }
             }
         }

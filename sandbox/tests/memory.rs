@@ -34,7 +34,9 @@ fn a_hog_is_killed_and_told() {
     assert_eq!(outcome.status.signal(), Some(libc::SIGKILL));
     assert!(outcome.hit(LimitKind::Memory) >= Some(1), "{outcome:#?}");
     assert!(outcome.usage.oom_kills >= Some(1), "{:?}", outcome.usage);
-    assert!(outcome.usage.memory_peak.is_none_or(|peak| peak <= LIMIT && peak > LIMIT / 2), "{:?}", outcome.usage);
+    // Older kernels let a dying process have a few pages more.
+    let most = LIMIT + if common::is_guest() { 64 << 10 } else { 0 };
+    assert!(outcome.usage.memory_peak.is_none_or(|peak| peak <= most && peak > LIMIT / 2), "{:?}", outcome.usage);
     assert_eq!(sandbox.close(), []);
 }
 
