@@ -477,7 +477,8 @@ fn judge(log: &str, programs: &[Program], outcome: &guest::Outcome, tests: bool,
             None => {
                 report.failed = report.failed.max(usize::from(tests));
                 let why = if outcome.timed_out { "the guest's time was over" } else { "the guest ended" };
-                failures.push(format!("{}: {why}", program.name));
+                let last = outcome.console.lines().last().unwrap_or("nothing");
+                failures.push(format!("{}: {why}, its console's last line: {last}", program.name));
             }
         }
         if report.filtered > 0 {
