@@ -80,9 +80,13 @@ impl Rootfs {
             // Some settings are open to root of the namespace that they are of, even without a capability.
             this.private.push(Step::BindOntoItself(c"/proc/sys".into()));
             this.private.push(Step::MakeReadOnly(c"/proc/sys".into()));
-            if single_id {
-                // The program's id is the caller's, whose keys this would list.
-                this.bind(Path::new("/dev/null"), Path::new("/proc/keys"), READ_ONLY, submounts, &mut attached)?;
+            // Before Linux 5.13 everybody reads the names of all processes of the machine here.
+            let old_kernel = Path::new("/proc/sched_debug").exists();
+            // The program's id is the caller's where there is a single one, and this would list the caller's keys.
+            for (mask, file) in [(single_id, "/proc/keys"), (old_kernel, "/proc/sched_debug")] {
+                if mask {
+                    this.bind(Path::new("/dev/null"), Path::new(file), READ_ONLY, submounts, &mut attached)?;
+                }
             }
         }
         // Nested targets come after what they lie in.
