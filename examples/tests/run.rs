@@ -296,7 +296,7 @@ fn without_quiet_a_short_report_is_on_standard_error() {
 
 #[test]
 fn streams_and_signals_pass_through() {
-    let script = "trap 'echo got; exit 5' TERM; echo ready; read line; echo $line; while :; do sleep 0.05; done";
+    let script = "trap 'echo got; exit 5' TERM; sleep 1000 >/dev/null & echo ready; read line; echo $line; while :; do wait; done";
     let mut child =
         run().arg("--quiet").args(SHELL).arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);

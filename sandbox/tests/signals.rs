@@ -16,6 +16,9 @@ fn payload() {
     common::acts::run(&[]);
 }
 
+/// Waits without making a process: some guests' kernel does not survive a fork that a signal interrupts.
+const WAIT: &str = "sleep 1000 >/dev/null & echo ready; while :; do wait; done";
+
 /// Starts a script and waits for its first line.
 fn started(sandbox: &sandbox::Sandbox, script: &str) -> sandbox::Child {
     let mut child = sandbox.command("/bin/sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
@@ -28,7 +31,7 @@ fn started(sandbox: &sandbox::Sandbox, script: &str) -> sandbox::Child {
 #[test]
 fn a_signal_is_handled_or_ends_the_program() {
     let sandbox = common::sandbox(|_| {});
-    let wait = "echo ready; while :; do sleep 0.05; done";
+    let wait = WAIT;
     let mut child = started(&sandbox, &format!("trap 'exit 7' TERM; {wait}"));
     child.signal(Signal::TERM).unwrap();
     let outcome = child.wait().unwrap();
@@ -45,7 +48,7 @@ fn a_signal_is_handled_or_ends_the_program() {
 #[test]
 fn stopping_asks_first_and_kills_then() {
     let sandbox = common::sandbox(|_| {});
-    let wait = "echo ready; while :; do sleep 0.05; done";
+    let wait = WAIT;
     let polite = started(&sandbox, &format!("trap 'exit 3' TERM; {wait}")).stop(SOON).unwrap();
     assert_eq!((polite.end, polite.status.code()), (End::Exited, Some(3)));
     let mut deaf = started(&sandbox, &format!("trap '' TERM; {wait}"));
