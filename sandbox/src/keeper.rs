@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use cgroup::Cgroup;
 use ns::PidFd;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 use userns::Lease;
 
 use crate::child::{Child, Watch};
@@ -99,7 +100,7 @@ struct Burial {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Killed, and not looked at yet.
+    /// Told to end, and not looked at yet.
     Resting,
     /// Looked at, and not dead yet: its pidfd will tell.
     Dying,
@@ -179,6 +180,7 @@ struct Shared {
 #[derive(Debug)]
 struct Keeper {
     shared: Mutex<Shared>,
+    /// A timer: work that can wait is announced without waking the thread before it is due.
     bell: OwnedFd,
     thread: OnceLock<ThreadId>,
     /// A forked copy of this process has no such thread.
@@ -193,7 +195,7 @@ fn keeper() -> Result<Arc<Keeper>, Error> {
     if let Some(keeper) = slot.as_ref().filter(|keeper| keeper.pid == std::process::id()) {
         return Ok(Arc::clone(keeper));
     }
-    let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+    let bell = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
         .map_err(|error| Error::setup("make the keeper's bell", error))?;
     let shared = Mutex::new(Shared::default());
     let keeper = Arc::new(Keeper { shared, bell, thread: OnceLock::new(), pid: std::process::id() });
@@ -239,8 +241,7 @@ pub(crate) fn adopt(child: Child) -> Result<(), Error> {
 /// Takes an instance down.
 pub(crate) fn bury(grave: Grave) {
     grave.burials.begin();
-    // Should this fail, the keeper tries again and reports it.
-    let _ = grave.init.kill();
+    // The end of the socket has told init to end; the keeper makes sure of it.
     let mut burial = Burial::new(grave);
     // The thread was made when the sandbox was built; without one (after a fork of the host) do it here and now.
     match keeper() {
@@ -258,12 +259,20 @@ impl Keeper {
     fn add(&self, wanted_at: Option<Instant>, add: impl FnOnce(&mut Work)) {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         add(&mut shared.new);
-        let in_time = matches!((shared.wakes_at, wanted_at), (Some(wakes), Some(wanted)) if wakes <= wanted);
-        if shared.asleep && !in_time && wanted_at.is_some() {
-            shared.asleep = false; // one ring is enough
-            drop(shared);
-            let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        let Some(wanted) = wanted_at else { return };
+        let in_time = shared.wakes_at.is_some_and(|wakes| wakes <= wanted);
+        if shared.asleep && !in_time {
+            shared.wakes_at = Some(wanted);
+            self.ring(wanted);
         }
+    }
+
+    fn ring(&self, at: Instant) {
+        let now = Timespec { tv_sec: 0, tv_nsec: 1 }; // zero would stop the timer
+        let left = Timespec::try_from(at.saturating_duration_since(Instant::now())).unwrap_or(now);
+        let it_value = if left == Timespec::default() { now } else { left };
+        let value = Itimerspec { it_interval: Timespec::default(), it_value };
+        let _ = timerfd_settime(&self.bell, TimerfdTimerFlags::empty(), &value);
     }
 
     fn run(&self) {
