@@ -119,11 +119,12 @@ fn measure(options: &Options) -> Result<(), Failure> {
             made.path().to_owned()
         }
     };
+    let scratch = tempfile::Builder::new().prefix("sandbox-benches-").tempdir()?;
     let mut missing = Vec::new();
     let mut targets = Vec::new();
     for (name, path) in [("/bin/true", Path::new("/bin/true")), ("tiny", &tiny)] {
         missing.clear();
-        let rows = rows(options, path, &mut missing)?;
+        let rows = rows(options, path, &scratch.path().join(name.trim_start_matches("/bin/")), &mut missing)?;
         targets.push(Target { name: name.to_owned(), rows: measure_target(options, name, rows, rounds)? });
     }
     let report = Report {
@@ -166,7 +167,7 @@ fn own_directory() -> Result<PathBuf, Failure> {
 }
 
 /// All rows for one target, but what is not installed.
-fn rows(options: &Options, target: &Path, missing: &mut Vec<String>) -> Result<Vec<Row>, Failure> {
+fn rows(options: &Options, target: &Path, scratch: &Path, missing: &mut Vec<String>) -> Result<Vec<Row>, Failure> {
     let here = own_directory()?;
     let (serve, serve_peer) = (here.join("serve"), here.join("serve_peer"));
     for program in [&serve, &serve_peer] {
@@ -187,7 +188,7 @@ fn rows(options: &Options, target: &Path, missing: &mut Vec<String>) -> Result<V
         name: "hakoniwa".to_owned(),
         command: line(&serve_peer, ["hakoniwa".as_ref(), target.as_os_str()]),
     });
-    for (name, command) in commands(target) {
+    for (name, command) in commands(target, scratch)? {
         if installed(name) {
             let mut line = line(&serve_peer, ["command".as_ref()]);
             line.extend(command);
@@ -219,7 +220,7 @@ fn installed(program: &str) -> bool {
 
 /// Peers that are programs, told to do as nearly the same as they can: all namespaces new, the host's programs read-only,
 /// `/proc`, a `/tmp` of its own, no capabilities.
-fn commands(target: &Path) -> Vec<(&'static str, Vec<OsString>)> {
+fn commands(target: &Path, scratch: &Path) -> Result<Vec<(&'static str, Vec<OsString>)>, Failure> {
     let mut shown = vec![PathBuf::from("/usr")];
     shown.extend(directory_to_show(target).map(Path::to_owned));
     let links: Vec<(PathBuf, PathBuf)> = ["/bin", "/sbin", "/lib", "/lib64"]
@@ -246,7 +247,51 @@ fn commands(target: &Path) -> Vec<(&'static str, Vec<OsString>)> {
         nsjail.extend(["-s".into(), [to.as_os_str(), link.as_os_str()].join(":".as_ref())]);
     }
     nsjail.extend(["--".into(), target.into()]);
-    vec![("bwrap", bwrap), ("nsjail", nsjail)]
+
+    let bundle = bundle(target, &shown, &links, scratch)?;
+    let name = format!("sandbox-benches-{}", std::process::id());
+    let oci = |options: &[&str]| {
+        let mut line = words(options);
+        line.extend(["run".into(), "--bundle".into(), bundle.clone().into(), name.clone().into()]);
+        line
+    };
+    let crun = oci(&["crun", "--cgroup-manager", "disabled"]);
+    Ok(vec![("bwrap", bwrap), ("nsjail", nsjail), ("crun", crun), ("runc", oci(&["runc"]))])
+}
+
+/// What OCI runtimes want: a directory with a root directory and `config.json`. Without a user namespace, which they need
+/// more than this for.
+fn bundle(
+    target: &Path,
+    shown: &[PathBuf],
+    links: &[(PathBuf, PathBuf)],
+    directory: &Path,
+) -> Result<PathBuf, Failure> {
+    let root = directory.join("rootfs");
+    std::fs::create_dir_all(&root)?;
+    for (to, link) in links {
+        std::os::unix::fs::symlink(to, root.join(link.strip_prefix("/")?))?;
+    }
+    let mut mounts = vec![
+        serde_json::json!({"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "nodev", "noexec"]}),
+        serde_json::json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev"]}),
+    ];
+    mounts.extend(shown.iter().map(|directory| {
+        serde_json::json!({"destination": directory, "type": "bind", "source": directory,
+            "options": ["rbind", "ro", "nosuid", "nodev"]})
+    }));
+    let namespaces = ["pid", "mount", "ipc", "uts", "network", "cgroup"].map(|kind| serde_json::json!({"type": kind}));
+    let config = serde_json::json!({
+        "ociVersion": "1.0.2",
+        "process": {"user": {"uid": 0, "gid": 0}, "args": [target], "env": ["PATH=/usr/bin:/bin"], "cwd": "/",
+            "capabilities": {}, "noNewPrivileges": true},
+        "root": {"path": "rootfs", "readonly": true},
+        "hostname": "sandbox",
+        "mounts": mounts,
+        "linux": {"namespaces": namespaces},
+    });
+    std::fs::write(directory.join("config.json"), serde_json::to_vec_pretty(&config)?)?;
+    Ok(directory.to_owned())
 }
 
 /// What one row has measured so far.
