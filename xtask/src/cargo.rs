@@ -58,9 +58,9 @@ pub(crate) fn build_static_bin(name: &str) -> Result<PathBuf> {
     // With a target named, flags for it do not reach build scripts and macros, which cannot be static.
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let profile = ["inherits='release'", "opt-level='s'", "panic='abort'", "strip=true"];
-    let settings = profile.map(|setting| format!("profile.guest.{setting}"));
+    let settings = profile.map(|setting| format!("profile.guest-init.{setting}"));
     let mut args =
-        vec!["build", "--quiet", "--package", "xtask", "--bin", name, "--target", &target, "--profile", "guest"];
+        vec!["build", "--quiet", "--package", "xtask", "--bin", name, "--target", &target, "--profile", "guest-init"];
     for setting in &settings {
         args.extend(["--config", setting]);
     }
