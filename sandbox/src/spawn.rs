@@ -175,8 +175,15 @@ fn start_within(user_namespace: BorrowedFd<'_>, clone: ns::Clone<'_>, birth: &mu
     })
 }
 
-/// A child that only is, until it is killed.
-unsafe extern "C" fn held(_: *mut c_void) -> ! {
+/// A child that only is, until it is killed. Its argument is the address that our process id would have.
+unsafe extern "C" fn held(parent: *mut c_void) -> ! {
+    // It has our memory and descriptors, so it must not outlive us. The thread that made it waits until it is dead; when
+    // that thread died before this call, the parent is another already.
+    let tied = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    let ours = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs() as usize);
+    if tied.is_err() || ours != Some(parent.addr()) {
+        ns::exit(127);
+    }
     loop {
         rustix::event::pause();
     }
@@ -226,9 +233,9 @@ impl Drop for Holder {
 /// Makes a user namespace with these maps.
 pub(crate) fn user_namespace(uids: &IdMap, gids: &IdMap, setgroups: Setgroups) -> Result<UserNamespace, Error> {
     let mut stack = take_stack()?;
-    // SAFETY: `held` makes one system call, over and over, on a stack that its `Holder` keeps until it has gone.
-    let born =
-        unsafe { ns::Clone::new(Namespaces::USER).exit_signal(false).spawn_held(&mut stack, held, ptr::null_mut()) }?;
+    let us = ptr::without_provenance_mut(std::process::id() as usize);
+    // SAFETY: `held` makes system calls only, on a stack that its `Holder` keeps until it has gone.
+    let born = unsafe { ns::Clone::new(Namespaces::USER).exit_signal(false).spawn_held(&mut stack, held, us) }?;
     let holder = Holder { born, stack: Some(stack) };
     let pid = holder.born.pid.get();
     userns::write_maps(pid, uids, gids, setgroups)?;
