@@ -48,7 +48,7 @@ struct Control {
 /// What the child is told, and where it says what failed. It shares our memory and we sleep until it is gone.
 struct Start<'a> {
     request: &'a Request,
-    fds: &'a mut [i32],
+    fds: &'a [i32],
     drop_capabilities: bool,
     set_groups: bool,
     failure: Option<(u32, i32, u32)>,
@@ -58,7 +58,7 @@ struct Start<'a> {
 pub(crate) fn serve(init: &mut Init) -> bool {
     let mut control = Control { length: 0, level: 0, kind: 0, fds: [-1; FDS_MAX + 1] };
     let Some(count) = receive(&mut control) else { return false };
-    let fds = control.fds.get_mut(..count).unwrap_or_default();
+    let fds = control.fds.get(..count).unwrap_or_default();
     // SAFETY: `receive` filled at least a whole header; it is plain data.
     let head = unsafe { *(protocol::REQUEST_BASE as *const Request) };
     let reply = Reply { kind: FAILED, serial: head.serial, ..Reply::default() };
@@ -72,11 +72,11 @@ pub(crate) fn serve(init: &mut Init) -> bool {
     true
 }
 
-fn start(init: &mut Init, head: Request, fds: &mut [i32]) -> Result<(), (u32, i32, u32)> {
+fn start(init: &mut Init, head: Request, fds: &[i32]) -> Result<(), (u32, i32, u32)> {
     let mut passed = fds.len();
     if head.flags & protocol::IN_MEMFD != 0 {
-        passed = passed.saturating_sub(1);
-        let memfd = fds.get(passed).copied().unwrap_or(-1);
+        let Some((&memfd, rest)) = fds.split_last() else { return Err((step::PASS_FDS, EMFILE, 0)) };
+        passed = rest.len();
         map(head.length as usize, MAP_FIXED_PRIVATE, memfd).map_err(|errno| (step::MAP_REQUEST, errno, 0))?;
     }
     // SAFETY: a whole request lies at the base, by message or by mapping; the host program wrote it for this address.
@@ -89,7 +89,7 @@ fn start(init: &mut Init, head: Request, fds: &mut [i32]) -> Result<(), (u32, i3
     }
     let mut start = Start {
         request,
-        fds: fds.get_mut(..passed).unwrap_or_default(),
+        fds: fds.get(..passed).unwrap_or_default(),
         drop_capabilities: init.config.flags & protocol::DROP_CAPABILITIES != 0,
         set_groups: init.config.flags & protocol::SET_GROUPS != 0,
         failure: None,
@@ -133,8 +133,12 @@ fn receive(control: &mut Control) -> Option<usize> {
         return None;
     }
     let received = if message.control_length < 16 { 0 } else { (control.length - 16) / 4 };
-    // Some descriptors did not fit into our table: the count is then wrong, and the request is refused for that.
-    if message.flags & MSG_CTRUNC != 0 { Some(received.min(FDS_MAX)) } else { Some(received) }
+    if message.flags & MSG_CTRUNC == 0 {
+        return Some(received);
+    }
+    // Some did not fit into our table, and which is the last one is not known: none is used, so the request is refused.
+    control.fds.iter().take(received).for_each(|&fd| close(fd));
+    Some(0)
 }
 
 /// Maps fresh memory for requests that come inside their message.
@@ -157,14 +161,14 @@ unsafe extern "C" fn child(start: usize) -> ! {
     exit(127)
 }
 
-fn become_program(start: &mut Start) -> (u32, i32, u32) {
+fn become_program(start: &Start) -> (u32, i32, u32) {
     match prepare(start) {
         Ok(()) => execute(start.request),
         Err(failure) => failure,
     }
 }
 
-fn prepare(start: &mut Start) -> Result<(), (u32, i32, u32)> {
+fn prepare(start: &Start) -> Result<(), (u32, i32, u32)> {
     let request = start.request;
     place_fds(start)?;
     for limit in array::<Rlimit>(request.rlimits, request.rlimit_count) {
@@ -192,10 +196,13 @@ fn prepare(start: &mut Start) -> Result<(), (u32, i32, u32)> {
 }
 
 /// Moves the passed descriptors to the numbers that were asked for; every other one closes at execve.
-fn place_fds(start: &mut Start) -> Result<(), (u32, i32, u32)> {
+fn place_fds(start: &Start) -> Result<(), (u32, i32, u32)> {
     let targets = array::<i32>(start.request.targets, start.request.fd_count);
     let above = targets.last().map_or(0, |&last| last + 1);
-    for (fd, &target) in start.fds.iter_mut().zip(targets) {
+    // A copy: the parent closes its own descriptors by the numbers that it has.
+    let mut fds = [-1; FDS_MAX];
+    for (fd, (&received, &target)) in fds.iter_mut().zip(start.fds.iter().zip(targets)) {
+        *fd = received;
         if *fd < above {
             // SAFETY: numbers only.
             let moved = unsafe { syscall(nr::FCNTL, [*fd as usize, F_DUPFD_CLOEXEC, above as usize, 0, 0, 0]) };
@@ -205,7 +212,7 @@ fn place_fds(start: &mut Start) -> Result<(), (u32, i32, u32)> {
     }
     // SAFETY: numbers only.
     let marked = unsafe { syscall(nr::CLOSE_RANGE, [0, u32::MAX as usize, CLOSE_RANGE_CLOEXEC, 0, 0, 0]) } == 0;
-    for (&fd, &target) in start.fds.iter().zip(targets) {
+    for (&fd, &target) in fds.iter().zip(targets) {
         // SAFETY: numbers only.
         check(unsafe { syscall(nr::DUP3, [fd as usize, target as usize, 0, 0, 0, 0]) })
             .map_err(|errno| (step::PLACE_FD, errno, target as u32))?;
