@@ -208,6 +208,13 @@ fn keeper() -> Result<Arc<Keeper>, Error> {
     Ok(keeper)
 }
 
+/// Blocks every signal in the calling thread, one of ours: the host program's handlers run on its own threads, and a
+/// relay whose reader has gone gets `EPIPE` without a SIGPIPE that would end the host.
+pub(crate) fn keep_signals_out() {
+    // Cannot fail: the mask is valid memory.
+    let _ = ns::set_signal_mask(!0);
+}
+
 /// Makes sure that there is a keeper, so that nothing that ends later can fail for want of one.
 pub(crate) fn prepare() -> Result<(), Error> {
     keeper().map(drop)
@@ -276,6 +283,7 @@ impl Keeper {
     }
 
     fn run(&self) {
+        keep_signals_out();
         let _ = self.thread.set(std::thread::current().id());
         let mut work = Work::default();
         loop {

@@ -176,6 +176,7 @@ impl Pool {
 
 /// One thread of a pool, until the sandbox is gone.
 fn refill(shared: &Shared, sandbox: &Weak<Inner>) {
+    keeper::keep_signals_out();
     let mut backoff = BACKOFF_FIRST;
     while wait_for_demand(shared) {
         let made = match sandbox.upgrade() {
