@@ -102,7 +102,7 @@ impl Watch {
             running: Arc::clone(running),
             fresh,
             started,
-            wall: plan.wall_time_max.map(|time| started + time),
+            wall: plan.wall_time_max.and_then(|time| started.checked_add(time)),
             cpu,
             cpu_check: AtomicU64::new(0),
             cause: AtomicU8::new(NO_CAUSE),
@@ -231,6 +231,7 @@ impl Child {
             }
         };
         if answer.reply.kind != protocol::STARTED {
+            self.watch.ended.store(true, Ordering::Release); // nothing to be killed when we are dropped
             return Err(self.asked.not_started(&answer));
         }
         if let Some(fd) = answer.fd {

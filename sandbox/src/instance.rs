@@ -111,7 +111,7 @@ impl Instance {
     /// # Errors
     /// As [`kill`](Self::kill); [`Error::Unsupported`] without a cgroup, which tells who is in it.
     pub fn stop(self, grace: Duration) -> Result<Killed, Error> {
-        let deadline = Instant::now() + grace;
+        let deadline = Instant::now().checked_add(grace);
         for pid in self.pids()? {
             // Opened, then checked to be still in here: the number cannot mean another process after that.
             let Some(process) = ns::Pid::new(pid).and_then(|pid| PidFd::open(pid).ok()) else { continue };
@@ -119,8 +119,12 @@ impl Instance {
                 let _ = process.send_signal(crate::Signal::TERM.as_raw());
             }
         }
-        while !self.pids()?.is_empty() && Instant::now() < deadline {
-            std::thread::sleep(STOP_POLL.min(deadline.saturating_duration_since(Instant::now())));
+        while !self.pids()?.is_empty() {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                break;
+            }
+            std::thread::sleep(left.map_or(STOP_POLL, |left| left.min(STOP_POLL)));
         }
         self.kill(KILL_TIMEOUT)
     }
@@ -142,6 +146,16 @@ impl Instance {
     #[must_use = "it tells what holds"]
     pub fn enforcement(&self) -> &[Enforcement] {
         &self.running.enforcement
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        // Children and commands hold the instance, too; it ends all the same. A copy in a fork of the host ends nothing.
+        if std::process::id() == self.running.sandbox.inner.pid {
+            // When the kernel refuses, the burial tries again.
+            let _ = self.running.kill(End::Killed);
+        }
     }
 }
 
@@ -288,11 +302,11 @@ impl Running {
 
     /// The same, and waits.
     pub(crate) fn kill_all(&self, cause: End, timeout: Duration) -> Result<Killed, Error> {
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now().checked_add(timeout);
         let before = self.cgroup.as_ref().and_then(|cgroup| cgroup.pids().ok()).unwrap_or_default();
         self.kill(cause)?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        if self.init.wait(Some(left))? {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if self.init.wait(left)? {
             let died = before.into_iter().filter(|pid| *pid != self.init_pid).collect();
             return Ok(Killed { died, ..Killed::default() });
         }

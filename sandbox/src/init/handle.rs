@@ -76,8 +76,11 @@ impl Handle {
     /// Nobody will ask for the replies to `serial` any more.
     pub(crate) fn abandon(&self, serial: u32) {
         let mut inbox = self.lock();
+        let ended = |answer: &Answer| answer.reply.serial == serial && answer.reply.kind == protocol::EXITED;
+        if !inbox.answers.iter().any(ended) {
+            inbox.abandoned.push(serial);
+        }
         inbox.answers.retain(|answer| answer.reply.serial != serial);
-        inbox.abandoned.push(serial);
     }
 
     /// Sends a message with descriptors.
