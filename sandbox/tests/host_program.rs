@@ -244,12 +244,16 @@ fn held_and_killed() -> (u32, Vec<u32>, ExitStatus) {
 
 #[test]
 fn case_80_a_killed_host_program_takes_everything_with_it() {
-    let (_, ids, status) = held_and_killed();
+    let (pid, ids, status) = held_and_killed();
     assert_eq!(status.signal(), Some(libc::SIGKILL));
     let since = std::time::Instant::now();
     eventually("all programs are gone", || !ids.iter().any(|id| lives(*id)));
     let took = since.elapsed();
     assert!(common::is_guest() || took < Duration::from_secs(1), "{took:?}");
+    // Its empty cgroups stay: nobody is left to remove them but us.
+    eventually("its cgroups can be removed", || {
+        common::cgroups_of(pid).iter().filter(|cgroup| fs::remove_dir(cgroup).is_err()).count() == 0
+    });
 }
 
 #[test]
