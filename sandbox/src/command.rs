@@ -128,7 +128,8 @@ impl Command {
         self
     }
 
-    /// Sets one resource limit of this program, over the sandbox's own. Hard limits can only be lowered here.
+    /// Sets one resource limit of this program, over the sandbox's own. Hard limits can only be lowered here: a start with
+    /// one above the sandbox's is [`Error::Invalid`].
     pub fn rlimit(&mut self, resource: Resource, soft: Limit, hard: Limit) -> &mut Self {
         self.rlimits.insert(resource, Limits { soft, hard });
         self
@@ -215,10 +216,14 @@ impl Command {
             return Err(Error::invalid("fd", "at most 250 descriptors, numbered from 3 on"));
         }
         let (mut rlimits, report) = inner.process_limits.current(&inner.plan, &running.enforcement)?;
-        for (resource, limits) in &self.rlimits {
-            let resource = resource.number();
-            rlimits.retain(|limit| limit.resource != resource);
+        for (name, limits) in &self.rlimits {
+            let resource = name.number();
             let (soft, hard) = (limits.soft.to_raw(), limits.hard.to_raw());
+            if let Some(own) = rlimits.iter().find(|own| own.resource == resource && hard > own.hard) {
+                let why = format!("the sandbox's hard limit is {}, and can only be lowered", Limit::from_raw(own.hard));
+                return Err(Error::invalid(format!("rlimit {name}"), why));
+            }
+            rlimits.retain(|limit| limit.resource != resource);
             rlimits.push(protocol::Rlimit { resource, reserved: 0, soft, hard });
         }
         let layout = Request {

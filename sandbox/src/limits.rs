@@ -119,6 +119,21 @@ impl ProcessLimits {
             limits.push(Rlimit { resource: number, reserved: 0, soft, hard });
             entries.push(entry.by(soft, format!("limits.conf: {}", item.soft)));
         }
+        if conf.may_raise {
+            // Init may give anything then: what nobody names is the caller's own, not init's.
+            for resource in Resource::ALL {
+                let number = resource.number();
+                if !limits.iter().any(|limit| limit.resource == number) {
+                    let own = rlimit::get(resource);
+                    limits.push(Rlimit {
+                        resource: number,
+                        reserved: 0,
+                        soft: own.soft.to_raw(),
+                        hard: own.hard.to_raw(),
+                    });
+                }
+            }
+        }
         Ok((limits, with_entries(report, entries.into_iter())))
     }
 }
