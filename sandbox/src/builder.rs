@@ -203,7 +203,8 @@ impl Builder {
     }
 
     /// Mounts an empty file system in memory at `target`, at most `size` **bytes** of it (default: half of the
-    /// machine's memory; charged to the sandbox's memory limit). Fresh for each start. Everyone inside may write.
+    /// machine's memory; charged to the sandbox's memory limit), and at most one file for every 4 KiB of `size`, but 1024 in any
+    /// case. Fresh for each start. Everyone inside may write.
     pub fn tmpfs(&mut self, target: impl Into<PathBuf>, size: Option<u64>) -> &mut Self {
         self.options.mounts.push(MountOption { target: target.into(), kind: MountKind::Tmpfs { size } });
         self

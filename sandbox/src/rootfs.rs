@@ -129,7 +129,7 @@ impl Rootfs {
             Err(error) => Err(Error::setup_at("look at", path, error)),
             Ok(metadata) if metadata.is_symlink() => {
                 let target = path.read_link().map_err(|error| Error::setup_at("read the link", path, error))?;
-                self.points.push(Step::MakeLink { target: c_string(&target)?, path: c_string(path)? });
+                self.points.push(link(&target, path)?);
                 Ok(())
             }
             Ok(_) => self.bind(path, path, READ_ONLY, submounts, attached),
@@ -164,7 +164,7 @@ impl Rootfs {
             self.bind(&path, &path, attributes | Attributes::READ_ONLY, submounts, attached)?;
         }
         for (target, path) in DEVICE_LINKS {
-            attached.push(Step::MakeLink { target: text(target)?, path: text(path)? });
+            attached.push(link(Path::new(target), Path::new(path))?);
         }
         for directory in [c"/dev/pts", c"/dev/shm"] {
             attached.push(Step::MakeDirectory { path: directory.into(), mode: 0o755 });
@@ -306,6 +306,12 @@ pub(crate) fn is_writable_for_all(path: &Path) -> bool {
 pub(crate) fn c_string(path: impl AsRef<Path>) -> Result<CString, Error> {
     let path = path.as_ref();
     CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::invalid("path", "it holds a NUL byte"))
+}
+
+fn link(target: &Path, path: &Path) -> Result<Step, Error> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let name = Path::new(path.file_name().unwrap_or_default());
+    Ok(Step::MakeLink { target: c_string(target)?, directory: c_string(directory)?, name: c_string(name)? })
 }
 
 fn text(text: &str) -> Result<CString, Error> {

@@ -54,7 +54,8 @@ pub(crate) enum Step {
     MakeFile(CString),
     MakeLink {
         target: CString,
-        path: CString,
+        directory: CString,
+        name: CString,
     },
     /// Covers the old root with the new one.
     AttachRoot,
@@ -227,8 +228,9 @@ impl Step {
             Self::RestrictRoot { attributes, submounts } => restrict(context.root()?, *attributes, submounts),
             Self::MakeDirectory { path, mode } => create_dir_in_root(context.root()?, path, *mode).map(drop),
             Self::MakeFile(path) => create_file_in_root(context.root()?, path, 0o644).map(drop),
-            Self::MakeLink { target, path } => {
-                rustix::fs::symlinkat(target.as_c_str(), context.root()?, relative(path)).map_err(errno)
+            Self::MakeLink { target, directory, name } => {
+                let directory = open_in_root(context.root()?, directory, PLACE)?;
+                rustix::fs::symlinkat(target.as_c_str(), directory, name.as_c_str()).map_err(errno)
             }
             Self::AttachRoot => mount::attach_root(context.root()?),
             Self::CopyBind(number) => copy_bind(context, *number),
@@ -281,7 +283,9 @@ impl Step {
             Self::RestrictRoot { .. } => ("restrict the root file system", None),
             Self::MakeDirectory { path, .. } => ("make the directory", Some(path_of(path))),
             Self::MakeFile(path) => ("make the mount point", Some(path_of(path))),
-            Self::MakeLink { path, .. } => ("make the symbolic link", Some(path_of(path))),
+            Self::MakeLink { directory, name, .. } => {
+                ("make the symbolic link", Some(path_of(directory).join(path_of(name))))
+            }
             Self::AttachRoot => ("attach the root file system", None),
             Self::CopyBind(number) => {
                 let owned = bind(number).is_some_and(|bind| bind.owner.is_some());
@@ -304,13 +308,6 @@ impl Step {
 }
 
 const PLACE: Open = Open::PATH.union(Open::NO_SYMLINKS);
-
-/// The system calls below take a path relative to the root's descriptor.
-fn relative(path: &CStr) -> &CStr {
-    let bytes = path.to_bytes_with_nul();
-    let start = bytes.iter().position(|byte| *byte != b'/').unwrap_or(0);
-    bytes.get(start..).and_then(|rest| CStr::from_bytes_with_nul(rest).ok()).unwrap_or(path)
-}
 
 fn path_of(path: &CStr) -> PathBuf {
     Path::new(OsStr::from_bytes(path.to_bytes())).to_owned()
@@ -344,6 +341,8 @@ impl NewFilesystem {
         match *self {
             Self::Proc => mount::proc(mount::Proc { hide_others: true, only_processes: false }, Attributes::empty()),
             Self::Tmpfs { size, inodes, mode, attributes } => {
+                // Empty files cost no page but a kilobyte of the kernel's memory, so they are bounded with the size.
+                let inodes = inodes.or(size.map(|size| (size / 4096).max(1024)));
                 mount::tmpfs(&Tmpfs { size, inodes, mode: Some(mode), owner: None }, attributes)
             }
             Self::Devpts => mount::devpts(256, Attributes::empty()),
@@ -397,16 +396,4 @@ fn restrict(tree: BorrowedFd<'_>, attributes: Attributes, submounts: &[CString])
         mount::set_attributes(fd.as_fd(), attributes, Attributes::empty(), false)?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn relative_strips_the_root_only() {
-        assert_eq!(relative(c"/bin"), c"bin");
-        assert_eq!(relative(c"//dev/fd"), c"dev/fd");
-        assert_eq!(relative(c"bin"), c"bin");
-    }
 }

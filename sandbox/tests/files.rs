@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 
 use common::{Scratch, sh, text};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use sandbox::Sandbox;
 
 #[test]
@@ -130,6 +131,16 @@ fn a_memory_file_system_is_full_at_its_size() {
 }
 
 #[test]
+fn a_memory_file_system_bounds_empty_files_too() {
+    let sandbox = common::sandbox(|b| {
+        b.tmpfs("/small", Some(8 << 20));
+    });
+    let script = "cd /small && i=0; while [ $i -lt 4000 ] && true > $i; do i=$((i+1)); done; echo $i";
+    let count: u32 = text(&sh(&sandbox, script)).parse().unwrap();
+    assert!((2000..2048).contains(&count), "{count} files");
+}
+
+#[test]
 fn a_root_directory_is_read_only_unless_said() {
     let scratch = Scratch::new("root");
     let root = scratch.dir("root", 0o777);
@@ -183,6 +194,28 @@ fn case_1_2_3_a_link_to_the_host_is_not_followed_out() {
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains("sandbox-test"), "{mounts}");
+}
+
+#[test]
+fn case_4_a_root_directory_that_changes_meanwhile_leads_nowhere() {
+    let scratch = Scratch::new("race");
+    let (root, canary) = (scratch.dir("root", 0o755), scratch.dir("canary", 0o755));
+    let (dev, link) = (scratch.dir("root/dev", 0o755), root.join("link"));
+    symlink(&canary, &link).unwrap();
+    std::thread::scope(|scope| {
+        let racer = scope.spawn(|| {
+            let exchange = || renameat_with(CWD, &dev, CWD, &link, RenameFlags::EXCHANGE).unwrap();
+            while fs::read_dir(&root).unwrap().all(|entry| entry.unwrap().file_name() != "stop") {
+                (0..100).for_each(|_| exchange());
+            }
+        });
+        for _ in 0..200 {
+            let _ = Sandbox::builder().rootfs(&root).build();
+        }
+        fs::write(root.join("stop"), "").unwrap();
+        racer.join().unwrap();
+    });
+    assert_eq!(fs::read_dir(&canary).unwrap().count(), 0, "made outside the root directory");
 }
 
 #[test]
