@@ -20,6 +20,11 @@ pub(crate) fn skip(name: &str, needs: &str) -> bool {
     true
 }
 
+/// Whether this is a guest, up to a hundred times slower than a host: nobody measures there, and few turns must do.
+pub(crate) fn guest() -> bool {
+    std::env::var_os("SANDBOX_GUEST").is_some()
+}
+
 pub(crate) fn root() -> bool {
     rustix::process::geteuid().is_root()
 }
