@@ -282,7 +282,8 @@ fn an_owner_killed_at_any_instant_is_recovered() {
     let first = range.start().to_string();
     let arguments = [place.path.as_os_str(), state.path().as_os_str(), OsStr::new(&first)];
     let (mut quarantined, mut freed) = (0, 0);
-    for turn in 0..40u64 {
+    let turns: Vec<u64> = (0..40).step_by(if common::guest() { 5 } else { 1 }).collect();
+    for &turn in &turns {
         let mut life = act(&[], "life", &arguments);
         let child = Running(life.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let start = Instant::now();
@@ -320,7 +321,7 @@ fn an_owner_killed_at_any_instant_is_recovered() {
             .collect();
         assert!(others.is_empty(), "turn {turn}: {others:?}");
     }
-    assert!(quarantined > 0 && quarantined + freed >= 30, "{quarantined} {freed}");
+    assert!(quarantined > 0 && quarantined + freed >= turns.len() * 3 / 4, "{quarantined} {freed}");
     assert_eq!(neighbour.project().limits().unwrap(), limits);
     assert_eq!(fs::read(home.join("f")).unwrap(), b"x");
     fs::remove_dir_all(home).unwrap();
