@@ -27,7 +27,8 @@ fn json(arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The file system of a host where a default overrides what was edited; removed when dropped.
+/// The file system of a host where a default overrides what was edited; removed when dropped. Its numbers are below the
+/// hard limit that any kernel gives its first process, which would lower them.
 struct Root(PathBuf);
 
 impl Root {
@@ -37,8 +38,8 @@ impl Root {
         for (path, text) in [
             ("passwd", "root:x:0:0::/:/bin/sh\nalice:x:1000:1000::/:/bin/sh\n"),
             ("group", "alice:x:1000:\n"),
-            ("security/limits.conf", "# edited in vain\n* soft nproc 65535\n* soft core x\nalice - maxlogins 0\n"),
-            ("security/limits.d/90-nproc.conf", "* soft nproc 4096\n"),
+            ("security/limits.conf", "# edited in vain\n* soft nproc 200\n* soft core x\nalice - maxlogins 0\n"),
+            ("security/limits.d/90-nproc.conf", "* soft nproc 100\n"),
         ] {
             fs::write(root.join("etc").join(path), text).unwrap();
         }
@@ -64,7 +65,7 @@ fn explain_tells_people_why_and_what_to_do() {
     assert!(output.status.success());
     for words in [
         "nproc: overridden",
-        "limits.conf:2  `* soft nproc 65535`",
+        "limits.conf:2  `* soft nproc 200`",
         "90-nproc.conf:1 is also a `*` line and comes later: the last line wins",
         "put the line into",
         "limits.d/91-nproc.conf",
@@ -87,7 +88,7 @@ fn explain_as_json_has_the_promised_form() {
 
     let one = json(&[&base[..], &["--item", "nproc"]].concat());
     let [nproc] = one["items"].as_array().unwrap().as_slice() else { unreachable!("{one}") };
-    assert_eq!((&nproc["item"], &nproc["soft"]), (&Value::from("nproc"), &Value::from(4096)));
+    assert_eq!((&nproc["item"], &nproc["soft"]), (&Value::from("nproc"), &Value::from(100)));
     let by = &nproc["decided_by"];
     let file = Path::new(by["soft"]["file"].as_str().unwrap());
     assert!(file.ends_with("etc/security/limits.d/90-nproc.conf"));
