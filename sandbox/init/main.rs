@@ -152,6 +152,7 @@ fn set_up(init: &mut Init) -> Result<i32, (u32, i32)> {
         install_filter(config.filter_length, at + header as usize).map_err(|errno| (step::SECCOMP, errno))?;
     }
     default_signals();
+    no_precedence();
     // Fresh zero pages for the requests to come.
     exec::map_inline().map_err(config_error)?;
     watch_children().map_err(|errno| (step::WATCH_CHILDREN, errno))
@@ -211,6 +212,24 @@ fn default_signals() {
         // SAFETY: a whole kernel sigaction; SIGKILL and SIGSTOP are refused, which is right.
         unsafe { syscall(nr::RT_SIGACTION, [signal, default.as_ptr() as usize, 0, 8, 0, 0]) };
     }
+}
+
+/// Takes back what a host program that runs before others would hand down: real-time scheduling, a negative nice value, an
+/// I/O class; also a personality, which can make data executable. What is behind others stays so. Every process may.
+fn no_precedence() {
+    const SCHED_RR: isize = 2; // 1 is SCHED_FIFO
+    const NICE_0: isize = 20; // as the system call counts: 20 less the nice value
+    let priority = 0i32;
+    // SAFETY: numbers, and of SCHED_SETSCHEDULER a struct sched_param, which is one integer.
+    let call = |number, args| unsafe { syscall(number, args) };
+    if matches!(call(nr::SCHED_GETSCHEDULER, [0; 6]), 1..=SCHED_RR) {
+        call(nr::SCHED_SETSCHEDULER, [0, 0, &raw const priority as usize, 0, 0, 0]);
+    }
+    if call(nr::GETPRIORITY, [0; 6]) > NICE_0 {
+        call(nr::SETPRIORITY, [0; 6]);
+    }
+    call(nr::IOPRIO_SET, [1, 0, 0, 0, 0, 0]);
+    call(nr::PERSONALITY, [0; 6]);
 }
 
 /// Blocks SIGCHLD and opens the descriptor that tells of it.

@@ -100,3 +100,13 @@ fn frozen_and_dropped() {
     drop(instance);
     assert_eq!(sandbox.close(), []);
 }
+
+#[test]
+fn a_host_that_runs_before_others_hands_nothing_down() {
+    // Of this thread alone, and it is gone with it.
+    if let Err(error) = rustix::process::setpriority_process(None, -5) {
+        common::skip("a_host_that_runs_before_others_hands_nothing_down", "CAP_SYS_NICE", &error.to_string());
+        return;
+    }
+    assert_eq!(common::text(&common::sh(&plain(), "nice")), "0");
+}

@@ -23,9 +23,15 @@ pub(crate) mod nr {
     pub(crate) const SETRESUID: usize = 117;
     pub(crate) const SETRESGID: usize = 119;
     pub(crate) const CAPSET: usize = 126;
+    pub(crate) const PERSONALITY: usize = 135;
+    pub(crate) const GETPRIORITY: usize = 140;
+    pub(crate) const SETPRIORITY: usize = 141;
+    pub(crate) const SCHED_SETSCHEDULER: usize = 144;
+    pub(crate) const SCHED_GETSCHEDULER: usize = 145;
     pub(crate) const PRCTL: usize = 157;
     pub(crate) const EXIT_GROUP: usize = 231;
     pub(crate) const PPOLL: usize = 271;
+    pub(crate) const IOPRIO_SET: usize = 251;
     pub(crate) const SIGNALFD4: usize = 289;
     pub(crate) const DUP3: usize = 292;
     pub(crate) const PRLIMIT64: usize = 302;
