@@ -213,7 +213,7 @@ impl Command {
         let mut fds: Vec<BorrowedFd<'_>> = ends.program.iter().map(AsFd::as_fd).collect();
         fds.extend(self.fds.values().map(AsFd::as_fd));
         if fds.len() >= protocol::FDS_MAX || targets.get(3).is_some_and(|first| *first < 3) {
-            return Err(Error::invalid("fd", "at most 250 descriptors, numbered from 3 on"));
+            return Err(Error::invalid("fd", "at most 249 descriptors, numbered from 3 on"));
         }
         let (mut rlimits, report) = inner.process_limits.current(&inner.plan, &running.enforcement)?;
         for (name, limits) in &self.rlimits {

@@ -27,7 +27,8 @@
 //! # What it does not do
 //! - It does not protect from bugs of the kernel, from side channels of the processor, or from what you bind into it.
 //! - It changes nothing of the calling program: no fork, no namespace, id, signal handler, working directory or umask of
-//!   yours is touched. It owns one thread, the *keeper*, which takes care of deadlines and of taking things down.
+//!   yours is touched. It owns one thread, the *keeper*, which takes care of deadlines and of taking things down; with
+//!   [`prepared`](Builder::prepared) up to four more start instances. All signals are blocked in them.
 //! - How a program ended is never an [`Error`]; an error means that no program ran.
 //!
 //! # Terminology
