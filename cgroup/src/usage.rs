@@ -175,10 +175,35 @@ impl Cgroup {
     /// # Errors
     /// [`Error::File`] when one that exists cannot be opened.
     pub fn meter(&self) -> Result<Meter> {
+        self.meter_of(|_| true)
+    }
+
+    /// A [`meter`](Self::meter) of what lasts alone: peaks, kills, refused forks and CPU time. Half the files, and what is
+    /// asked of a group when its work is done; the rest of the [`Usage`] is `None`.
+    ///
+    /// # Errors
+    /// As [`meter`](Self::meter).
+    pub fn final_meter(&self) -> Result<Meter> {
+        self.meter_of(|source| {
+            matches!(
+                source,
+                Source::MemoryPeak
+                    | Source::MemoryEvents
+                    | Source::OomControl
+                    | Source::PidsPeak
+                    | Source::PidsEvents
+                    | Source::CpuStat
+                    | Source::CpuacctUsage
+                    | Source::CpuacctStat
+            )
+        })
+    }
+
+    fn meter_of(&self, wanted: impl Fn(Source) -> bool) -> Result<Meter> {
         let mut files = Vec::with_capacity(12);
         let mut open = |part: Option<&Part>, sources: &[Source]| -> Result<()> {
             let Some(part) = part else { return Ok(()) };
-            for &source in sources {
+            for &source in sources.iter().filter(|source| wanted(**source)) {
                 let file = if part.version == Version::V1 { source.file_v1() } else { source.file() };
                 match part.dir.open_file(file, OFlags::RDONLY) {
                     Ok(fd) => files.push((source, fd)),

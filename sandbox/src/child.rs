@@ -26,6 +26,9 @@ const REST_TIMEOUT: Duration = Duration::from_secs(5);
 const CPU_CHECK_MIN: Duration = Duration::from_millis(5);
 const CPU_CHECK_MAX: Duration = Duration::from_millis(500);
 
+/// The kernel looks at the CPU limit from tick to tick, and counts more coarsely than it reports.
+const CPU_LIMIT_SLACK: Duration = Duration::from_millis(100);
+
 /// A signal, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Signal(i32);
@@ -93,9 +96,11 @@ const CAUSES: [End; 4] = [End::Killed, End::WallTime, End::CpuTime, End::Output]
 impl Watch {
     pub(crate) fn new(running: &Arc<Running>, fresh: bool, started: Instant) -> Self {
         let plan = &running.sandbox.inner.plan;
-        let baseline = match running.has_cgroup() {
-            Some(cgroup) if !fresh => Counters::read(cgroup).unwrap_or_default(),
-            _ => Counters::default(),
+        let baseline = match plan.cpu_time_max {
+            _ if fresh => Counters::default(),
+            Some(_) => running.counters().ok().flatten().unwrap_or_default(),
+            // What was counted since then belongs to nobody else: reports of an instance say that they are of all of it.
+            None => running.last_counters(),
         };
         let cpu = plan.cpu_time_max;
         let watch = Self {
@@ -156,7 +161,7 @@ impl Watch {
 
     /// CPU time since the program's start; of the whole instance, if that is not the program's own.
     fn cpu_used(&self) -> Duration {
-        let Some(Ok(counters)) = self.running.has_cgroup().map(Counters::read) else { return Duration::ZERO };
+        let Ok(Some(counters)) = self.running.counters() else { return Duration::ZERO };
         let total = |counters: &Counters| counters.usage.cpu.map_or(Duration::ZERO, |cpu| cpu.total);
         total(&counters).saturating_sub(total(&self.baseline))
     }
@@ -266,7 +271,7 @@ impl Child {
         if let Some(outcome) = &self.outcome {
             return Ok(outcome.usage.clone());
         }
-        let counters = Counters::read(self.watch.running.cgroup("usage")?)?;
+        let counters = self.watch.running.counters_or_refuse()?;
         let mut usage = self.watch.running.usage_of(&counters);
         usage.wall = self.watch.started.elapsed();
         usage.of_instance = !self.watch.fresh;
@@ -436,7 +441,7 @@ impl Child {
                 leftovers.push(crate::Leftover { what: "processes of the sandbox".to_owned(), why });
             }
         }
-        let counters = running.has_cgroup().map(Counters::read).transpose()?;
+        let counters = running.counters()?;
         let mut usage = self.final_usage(wall, reply.as_ref(), counters.as_ref());
         let disk = running.sandbox.inner.disk.as_ref().map(Disk::usage).transpose()?;
         usage.disk_bytes = disk.map(|disk| disk.bytes);
@@ -446,7 +451,7 @@ impl Child {
         let oom_kills = counters.oom_kills().saturating_sub(self.watch.baseline.oom_kills());
         let refused_forks = counters.refused_forks().saturating_sub(self.watch.baseline.refused_forks());
         let over = self.is_over();
-        let end = self.end_of(status, reply.is_none(), oom_kills, over);
+        let end = self.end_of(status, reply.as_ref(), oom_kills, over);
         let mut hits = Vec::new();
         let mut hit = |limit, count| {
             if count > 0 {
@@ -482,7 +487,15 @@ impl Child {
         usage
     }
 
-    fn end_of(&self, status: ExitStatus, lost: bool, oom_kills: u64, over: bool) -> End {
+    /// Whether the program has used the CPU time of its hard resource limit.
+    fn used_up_cpu_limit(&self, reply: &Reply) -> bool {
+        let limit = self.watch.running.sandbox.inner.plan.rlimits.get(&rlimit::Resource::Cpu);
+        let seconds = limit.and_then(|limits| limits.hard.value());
+        let used = Duration::from_micros(reply.user + reply.system) + CPU_LIMIT_SLACK;
+        seconds.is_some_and(|seconds| used >= Duration::from_secs(seconds))
+    }
+
+    fn end_of(&self, status: ExitStatus, reply: Option<&Reply>, oom_kills: u64, over: bool) -> End {
         let cause = self.watch.cause();
         if status.code().is_some() {
             return if over { End::Output } else { End::Exited };
@@ -494,7 +507,9 @@ impl Child {
             (Some(libc::SIGKILL), None) if oom_kills > 0 => End::Memory,
             (Some(libc::SIGXCPU), _) => End::CpuTime,
             (Some(libc::SIGSYS), _) if seccomp => End::Seccomp,
-            _ if lost => End::Killed,
+            // Past the hard limit the kernel kills without a word.
+            (Some(libc::SIGKILL), None) if reply.is_some_and(|reply| self.used_up_cpu_limit(reply)) => End::CpuTime,
+            _ if reply.is_none() => End::Killed,
             _ => End::Signaled,
         }
     }

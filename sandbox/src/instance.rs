@@ -1,11 +1,11 @@
 //! An instance: fresh namespaces, ids, cgroup and limits, with init waiting in them.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use cgroup::Cgroup;
+use cgroup::{Cgroup, Meter};
 use ns::PidFd;
 use userns::Lease;
 
@@ -76,7 +76,7 @@ impl Instance {
     /// # Errors
     /// [`Error::Unsupported`] without a cgroup.
     pub fn usage(&self) -> Result<Usage, Error> {
-        let counters = Counters::read(self.running.cgroup("usage")?)?;
+        let counters = self.running.counters_or_refuse()?;
         let mut usage = self.running.usage_of(&counters);
         usage.wall = self.running.since.elapsed();
         Ok(usage)
@@ -199,6 +199,8 @@ pub(crate) struct Parts {
     pub(crate) init: Arc<PidFd>,
     pub(crate) init_pid: u32,
     pub(crate) cgroup: Option<Cgroup>,
+    /// The counters' files, opened ahead.
+    pub(crate) meter: Option<Meter>,
     pub(crate) lease: Option<Lease>,
     pub(crate) enforcement: Arc<[Enforcement]>,
     pub(crate) burials: Arc<Burials>,
@@ -226,6 +228,13 @@ impl Parts {
     }
 }
 
+/// The counters of a cgroup, on held descriptors.
+#[derive(Debug)]
+struct Gauge {
+    meter: Option<Meter>,
+    last: Counters,
+}
+
 /// What an instance holds. When the last handle goes, it goes.
 #[derive(Debug)]
 pub(crate) struct Running {
@@ -234,6 +243,7 @@ pub(crate) struct Running {
     pub(crate) init: Arc<PidFd>,
     pub(crate) init_pid: u32,
     cgroup: Option<Cgroup>,
+    counters: Mutex<Gauge>,
     lease: Option<Lease>,
     pub(crate) enforcement: Arc<[Enforcement]>,
     pub(crate) since: Instant,
@@ -254,6 +264,7 @@ impl Running {
             init: parts.init,
             init_pid: parts.init_pid,
             cgroup: parts.cgroup,
+            counters: Mutex::new(Gauge { meter: parts.meter, last: Counters::default() }),
             lease: parts.lease,
             enforcement: parts.enforcement,
             since: Instant::now(),
@@ -266,8 +277,32 @@ impl Running {
         self.serial.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(crate) fn has_cgroup(&self) -> Option<&Cgroup> {
-        self.cgroup.as_ref()
+    /// What the cgroup has counted until now; nothing without one.
+    pub(crate) fn counters(&self) -> Result<Option<Counters>, Error> {
+        let Some(cgroup) = &self.cgroup else { return Ok(None) };
+        let mut gauge = self.gauge();
+        let mut meter = match gauge.meter.take() {
+            Some(meter) => meter,
+            None => cgroup.final_meter()?,
+        };
+        let usage = meter.read();
+        gauge.meter = Some(meter);
+        gauge.last = Counters { usage: usage? };
+        Ok(Some(gauge.last))
+    }
+
+    pub(crate) fn counters_or_refuse(&self) -> Result<Counters, Error> {
+        self.cgroup("usage")?;
+        Ok(self.counters()?.unwrap_or_default())
+    }
+
+    /// What they were when somebody last looked.
+    pub(crate) fn last_counters(&self) -> Counters {
+        self.gauge().last
+    }
+
+    fn gauge(&self) -> MutexGuard<'_, Gauge> {
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn cgroup(&self, what: &'static str) -> Result<&Cgroup, Error> {

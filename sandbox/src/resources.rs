@@ -238,10 +238,6 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    pub(crate) fn read(cgroup: &Cgroup) -> Result<Self, Error> {
-        Ok(Self { usage: cgroup.usage()? })
-    }
-
     /// Processes and threads at one time, without init.
     pub(crate) fn pids_peak(&self) -> Option<u64> {
         self.usage.pids_peak.map(|peak| peak.saturating_sub(INIT_PROCESSES))

@@ -318,11 +318,15 @@ impl Inner {
         drop(join);
         let (born, refused) = started?;
         let enforcement = self.report(group.as_ref().and_then(|group| group.differs.as_ref()), &refused);
+        // Off the path of whoever will use it; what cannot be opened now is tried again then.
+        let cgroup = group.as_ref().and_then(Group::cgroup).filter(|_| notify_ready);
+        let meter = cgroup.and_then(|cgroup| cgroup.final_meter().ok());
         Ok(Parts {
             handle: Handle::new(ours),
             init_pid: born.pid.get(),
             init: Arc::new(born.pidfd),
             cgroup: group.and_then(Group::into_cgroup),
+            meter,
             lease: ids.lease,
             enforcement,
             burials: Arc::clone(&self.burials),
