@@ -1,4 +1,4 @@
-//! [`Program`], what a process of [`Clone`] becomes, without any unsafe code of the caller's.
+//! [`Program`], what a process of [`struct@Clone`] becomes, without any unsafe code of the caller's.
 //!
 //! # Safety
 //! The child's few lines are here, next to the only pointers that it follows.

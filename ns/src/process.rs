@@ -1,9 +1,9 @@
-//! [`Clone`], the one way in which this crate makes a process, and what its child may call besides.
+//! [`struct@Clone`], the one way in which this crate makes a process, and what its child may call besides.
 //!
 //! # Safety
 //! The child of [`Clone::spawn`] shares the caller's memory. Everything that makes this sound is here: all signals
 //! blocked, a stack of its own, the parent asleep, an entry that never returns. What the entry may do is its author's
-//! promise, see [`Clone`].
+//! promise, see [`struct@Clone`].
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;

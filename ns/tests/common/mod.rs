@@ -25,7 +25,8 @@ pub(crate) fn skip(name: &str, needs: &str, found: &str) {
         "{name}: needs {needs}; found {found}"
     );
     // The handle, not `eprintln!`, which libtest captures.
-    let _ = writeln!(std::io::stderr().lock(), "SKIP {name}: needs {needs}; found {found}");
+    // One write: lines of other threads must not come in between.
+    let _ = std::io::stderr().write_all(format!("SKIP {name}: needs {needs}; found {found}\n").as_bytes());
 }
 
 pub(crate) fn uid() -> u32 {

@@ -42,7 +42,8 @@ macro_rules! require {
 pub(crate) fn skip(needs: &str, found: &str) {
     let name = thread::current().name().unwrap_or("test").to_owned();
     assert!(env::var_os("SANDBOX_TEST_REQUIRE_ALL").is_none_or(|v| v != "1"), "{name}: needs {needs}; found {found}");
-    let _ = writeln!(std::io::stderr(), "SKIP {name}: needs {needs}; found {found}");
+    // One write: lines of other threads must not come in between.
+    let _ = std::io::stderr().write_all(format!("SKIP {name}: needs {needs}; found {found}\n").as_bytes());
 }
 
 fn need(met: bool, needs: &str, found: impl FnOnce() -> String) -> Need {

@@ -15,8 +15,9 @@ pub(crate) use require;
 /// Says on the real stderr (libtest captures `eprintln!`) that a test is skipped.
 pub(crate) fn skip(name: &str, needs: &str) -> bool {
     assert!(std::env::var_os("SANDBOX_TEST_REQUIRE_ALL").is_none(), "{name} needs {needs}");
-    let _ =
-        writeln!(std::io::stderr(), "SKIP {name}: needs {needs}; found uid {}", rustix::process::geteuid().as_raw());
+    // One write: lines of other threads must not come in between.
+    let line = format!("SKIP {name}: needs {needs}; found uid {}\n", rustix::process::geteuid().as_raw());
+    let _ = std::io::stderr().write_all(line.as_bytes());
     true
 }
 
