@@ -321,7 +321,10 @@ fn an_owner_killed_at_any_instant_is_recovered() {
             .collect();
         assert!(others.is_empty(), "turn {turn}: {others:?}");
     }
-    assert!(quarantined > 0 && quarantined + freed >= turns.len() * 3 / 4, "{quarantined} {freed}");
+    assert!(
+        (common::guest() || quarantined > 0) && quarantined + freed >= turns.len() * 3 / 4,
+        "{quarantined} {freed}"
+    );
     assert_eq!(neighbour.project().limits().unwrap(), limits);
     assert_eq!(fs::read(home.join("f")).unwrap(), b"x");
     fs::remove_dir_all(home).unwrap();
