@@ -1,7 +1,7 @@
 //! An instance: fresh namespaces, ids, cgroup and limits, with init waiting in them.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -87,7 +87,9 @@ impl Instance {
     /// # Errors
     /// [`Error::Cgroup`] when not all had stopped within five seconds; [`Error::Unsupported`] without a cgroup.
     pub fn freeze(&self) -> Result<(), Error> {
-        Ok(self.running.cgroup("freeze")?.freeze(Duration::from_secs(5))?)
+        let cgroup = self.running.cgroup("freeze")?;
+        self.running.frozen.store(true, Ordering::Release);
+        Ok(cgroup.freeze(Duration::from_secs(5))?)
     }
 
     /// Lets the processes go on.
@@ -250,6 +252,8 @@ pub(crate) struct Running {
     serial: AtomicU32,
     /// Why it was killed; [`NO_CAUSE`] while it was not.
     cause: AtomicU8,
+    /// It was frozen once, and may be: cgroup v1 lets nobody die so.
+    frozen: AtomicBool,
 }
 
 const NO_CAUSE: u8 = u8::MAX;
@@ -270,6 +274,7 @@ impl Running {
             since: Instant::now(),
             serial: AtomicU32::new(1),
             cause: AtomicU8::new(NO_CAUSE),
+            frozen: AtomicBool::new(false),
         }
     }
 
@@ -332,7 +337,12 @@ impl Running {
         let number = CAUSES.iter().position(|known| *known == cause).and_then(|at| u8::try_from(at).ok()).unwrap_or(0);
         let _ = self.cause.compare_exchange(NO_CAUSE, number, Ordering::AcqRel, Ordering::Acquire);
         // The end of init is the end of the namespace: the kernel kills all that is in it.
-        Ok(self.init.kill()?)
+        self.init.kill()?;
+        if let Some(cgroup) = self.cgroup.as_ref().filter(|_| self.frozen.load(Ordering::Acquire)) {
+            // When the kernel refuses, the burial tries again.
+            let _ = cgroup.thaw();
+        }
+        Ok(())
     }
 
     /// The same, and waits.

@@ -143,6 +143,8 @@ impl Burial {
             self.phase = Phase::Dying;
             init.kill().map_err(|error| error.to_string())?;
             if !init.is_dead().map_err(|error| error.to_string())? {
+                // On cgroup v1 nobody dies frozen. What it cannot be, it need not be thawed from.
+                let _ = self.grave.cgroup.as_ref().map(Cgroup::thaw);
                 return Err("its processes have been killed and are still there".to_owned());
             }
             init.reap().map_err(|error| error.to_string())?;
