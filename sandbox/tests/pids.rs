@@ -80,8 +80,9 @@ fn case_59_a_fork_bomb_stays_inside_and_is_gone_soon_after_the_deadline() {
         }
     );
     assert_eq!(sandbox.plan().feature(Feature::PidsMax).unwrap().enforced, Some(32), "or no bomb is started");
-    // On a busy machine the dying wait for a processor, too: one try of three must be in time.
-    let took = (0..3).map(|_| end_a_bomb(&sandbox, wall)).find(|took| *took < wall + Duration::from_secs(1));
+    // On a busy machine the dying wait for a processor, too: one try of three must be in time, none in a guest.
+    let tries = if common::is_guest() { 1 } else { 3 };
+    let took = (0..tries).map(|_| end_a_bomb(&sandbox, wall)).find(|took| *took < wall + Duration::from_secs(1));
     assert_eq!(sandbox.close(), []);
     common::nothing_is_left_of(std::process::id());
     assert!(common::is_guest() || took.is_some(), "not gone a second after the deadline, three times");
@@ -112,9 +113,10 @@ fn a_thousand_short_children_one_after_the_other() {
     let sandbox = sandbox_or_skip!("a_thousand_short_children_one_after_the_other", "a pids cgroup", |b| {
         b.pids_max(8);
     });
-    let script = "i=0; while [ $i -lt 1000 ]; do /bin/true || exit 9; i=$((i+1)); done; echo $i";
-    let output = sh(&sandbox, script);
-    assert_eq!(text(&output), "1000", "{output:?}");
+    let children = if common::is_guest() { 100 } else { 1000 };
+    let script = format!("i=0; while [ $i -lt {children} ]; do /bin/true || exit 9; i=$((i+1)); done; echo $i");
+    let output = sh(&sandbox, &script);
+    assert_eq!(text(&output), children.to_string(), "{output:?}");
     assert_eq!(output.outcome.hit(LimitKind::Pids), None, "{:#?}", output.outcome);
 }
 
@@ -128,8 +130,9 @@ fn case_63_a_storm_of_orphans_is_reaped() {
         "User-Mode Linux 6.12"
     );
     let sandbox = sandbox_or_skip!("case_63_a_storm_of_orphans_is_reaped", "a pids cgroup", |b| _ = b.pids_max(16));
-    let output = act(&sandbox, "orphans 2000").output().unwrap();
-    assert!(said(&output.stdout, "orphans").starts_with("2000 "), "{output:?}");
+    let orphans = if common::is_guest() { 200 } else { 2000 };
+    let output = act(&sandbox, &format!("orphans {orphans}")).output().unwrap();
+    assert!(said(&output.stdout, "orphans").starts_with(&format!("{orphans} ")), "{output:?}");
     assert_eq!(said(&output.stdout, "room"), "true", "{output:?}");
     assert_eq!(output.outcome.end, End::Exited);
 }
