@@ -228,7 +228,9 @@ fn logs() -> PathBuf {
 }
 
 /// What `cargo xtask test` runs in guests: the facade's tests, which stand on all crates, in the guests that boot fastest.
-const TEST: [&str; 7] = ["--quick", "--kernel", "uml-6.1,uml-6.12,uml-new", "--user", "root", "--tests", "sandbox/"];
+///
+/// Not User-Mode Linux 6.12, whose kernel can die of an interrupted fork.
+const TEST: [&str; 5] = ["--quick", "--kernel", "uml-5.10,uml-6.1,uml-new", "--tests", "sandbox/"];
 
 /// The part of `cargo xtask test` that runs in guests: the sums of their tests.
 pub(crate) fn tests(full: bool, bless: bool) -> Result<Report> {
