@@ -230,7 +230,7 @@ fn logs() -> PathBuf {
 /// What `cargo xtask test` runs in guests: the facade's tests, which stand on all crates, in the guests that boot fastest.
 ///
 /// Not User-Mode Linux 6.12, whose kernel can die of an interrupted fork.
-const TEST: [&str; 5] = ["--quick", "--kernel", "uml-5.10,uml-6.1,uml-new", "--tests", "sandbox/"];
+const TEST: [&str; 7] = ["--quick", "--kernel", "uml-5.10,uml-6.1,uml-new", "--user", "root", "--tests", "sandbox/"];
 
 /// The part of `cargo xtask test` that runs in guests: the sums of their tests.
 pub(crate) fn tests(full: bool, bless: bool) -> Result<Report> {
