@@ -290,8 +290,8 @@ mod tests {
             directory: directory.into(),
             limit: 1,
         };
-        let programs = [program("/tmp/target/deps/memory-1", "/work/cgroup"), program("true", "/work/cgroup")];
-        assert_eq!(visible(&programs), [Path::new("/tmp/target/deps"), Path::new("/work/cgroup")]);
+        let programs = [program("/tmp/target/deps/memory-1", "/usr/src/cgroup"), program("true", "/usr/src/cgroup")];
+        assert_eq!(visible(&programs), [Path::new("/tmp/target/deps"), Path::new("/usr/src/cgroup")]);
     }
 
     #[test]
