@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, ExitStatus};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ns::PidFd;
@@ -83,15 +83,12 @@ pub(crate) struct Watch {
     cpu: Option<Duration>,
     /// When to look at the CPU time again, in nanoseconds after the start.
     cpu_check: AtomicU64,
-    /// Why we ended it; [`NO_CAUSE`] while we did not.
-    cause: AtomicU8,
+    /// Why we ended it, if we did. The first cause stays.
+    cause: OnceLock<End>,
     ended: AtomicBool,
-    pidfd: std::sync::OnceLock<PidFd>,
+    pidfd: OnceLock<PidFd>,
     baseline: Counters,
 }
-
-const NO_CAUSE: u8 = u8::MAX;
-const CAUSES: [End; 4] = [End::Killed, End::WallTime, End::CpuTime, End::Output];
 
 impl Watch {
     pub(crate) fn new(running: &Arc<Running>, fresh: bool, started: Instant) -> Self {
@@ -110,9 +107,9 @@ impl Watch {
             wall: plan.wall_time_max.and_then(|time| started.checked_add(time)),
             cpu,
             cpu_check: AtomicU64::new(0),
-            cause: AtomicU8::new(NO_CAUSE),
+            cause: OnceLock::new(),
             ended: AtomicBool::new(false),
-            pidfd: std::sync::OnceLock::new(),
+            pidfd: OnceLock::new(),
             baseline,
         };
         watch.plan_cpu_check(Duration::ZERO);
@@ -168,8 +165,7 @@ impl Watch {
 
     /// Ends the program: with its instance if that is its own, else alone.
     pub(crate) fn end(&self, cause: End) {
-        let number = CAUSES.iter().position(|known| *known == cause).and_then(|at| u8::try_from(at).ok()).unwrap_or(0);
-        let _ = self.cause.compare_exchange(NO_CAUSE, number, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self.cause.set(cause);
         // A refusal shows as a program that did not end; there is nobody to tell here.
         let _ = match self.pidfd.get() {
             Some(pidfd) if !self.fresh => pidfd.kill().map_err(Error::from),
@@ -178,7 +174,7 @@ impl Watch {
     }
 
     fn cause(&self) -> Option<End> {
-        CAUSES.get(usize::from(self.cause.load(Ordering::Acquire))).copied().or_else(|| self.running.cause())
+        self.cause.get().copied().or_else(|| self.running.cause())
     }
 }
 
@@ -300,7 +296,7 @@ impl Child {
         if self.outcome.is_some() {
             return Ok(Killed::default());
         }
-        let _ = self.watch.cause.compare_exchange(NO_CAUSE, 0, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self.watch.cause.set(End::Killed);
         if self.watch.fresh {
             return self.watch.running.kill_all(End::Killed, timeout);
         }

@@ -1,8 +1,8 @@
 //! An instance: fresh namespaces, ids, cgroup and limits, with init waiting in them.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use cgroup::{Cgroup, Meter};
@@ -250,15 +250,11 @@ pub(crate) struct Running {
     pub(crate) enforcement: Arc<[Enforcement]>,
     pub(crate) since: Instant,
     serial: AtomicU32,
-    /// Why it was killed; [`NO_CAUSE`] while it was not.
-    cause: AtomicU8,
+    /// Why it was killed, if it was. The first cause stays.
+    cause: OnceLock<End>,
     /// It was frozen once, and may be: cgroup v1 lets nobody die so.
     frozen: AtomicBool,
 }
-
-const NO_CAUSE: u8 = u8::MAX;
-/// The causes for which we kill.
-const CAUSES: [End; 4] = [End::Killed, End::WallTime, End::CpuTime, End::Output];
 
 impl Running {
     pub(crate) fn new(sandbox: &Sandbox, parts: Parts) -> Self {
@@ -273,7 +269,7 @@ impl Running {
             enforcement: parts.enforcement,
             since: Instant::now(),
             serial: AtomicU32::new(1),
-            cause: AtomicU8::new(NO_CAUSE),
+            cause: OnceLock::new(),
             frozen: AtomicBool::new(false),
         }
     }
@@ -334,8 +330,7 @@ impl Running {
 
     /// Ends every process, for `cause` unless it is being ended for another already. Does not wait.
     pub(crate) fn kill(&self, cause: End) -> Result<(), Error> {
-        let number = CAUSES.iter().position(|known| *known == cause).and_then(|at| u8::try_from(at).ok()).unwrap_or(0);
-        let _ = self.cause.compare_exchange(NO_CAUSE, number, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self.cause.set(cause);
         // The end of init is the end of the namespace: the kernel kills all that is in it.
         self.init.kill()?;
         if let Some(cgroup) = self.cgroup.as_ref().filter(|_| self.frozen.load(Ordering::Acquire)) {
@@ -374,7 +369,7 @@ impl Running {
 
     /// Why we killed it, if we did.
     pub(crate) fn cause(&self) -> Option<End> {
-        CAUSES.get(usize::from(self.cause.load(Ordering::Acquire))).copied()
+        self.cause.get().copied()
     }
 }
 
