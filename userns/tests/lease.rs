@@ -491,10 +491,10 @@ fn a_registered_range_outlives_its_lease_and_the_state_directory() {
     let state = dir.path().join("sandbox");
     let tree = dir.path().join("tree");
     fs::create_dir(&tree).unwrap();
-    let config = config(BASE, 2).registered_in(Some(dir.path().join("state/registry")));
+    let config = config(BASE, 2).registered_in(dir.path().join("state/registry"));
     let pool = Pool::open(&state, &config).unwrap();
     let mut lease = pool.lease("writer").unwrap();
-    lease.register(&tree).unwrap();
+    lease.register(std::slice::from_ref(&tree)).unwrap();
     let range = lease.range();
     lease.release().unwrap();
     let other = pool.lease("other").unwrap();
@@ -508,7 +508,7 @@ fn a_registered_range_outlives_its_lease_and_the_state_directory() {
     fs::remove_dir_all(&state).unwrap();
     let pool = Pool::open(&state, &config).unwrap();
     assert_ne!(pool.lease("other").unwrap().range(), range);
-    assert_eq!(pool.registered().unwrap()[0].tree, tree);
+    assert_eq!(pool.registered().unwrap()[0].trees, std::slice::from_ref(&tree));
 
     // Again for the same tree, and in use by nobody else meanwhile.
     let again = pool.lease_registered(range, "writer").unwrap();
@@ -522,6 +522,92 @@ fn a_registered_range_outlives_its_lease_and_the_state_directory() {
     assert!(both.iter().any(|lease| lease.range() == range));
 }
 
+#[test]
+fn the_same_trees_have_the_same_ranges_and_others_never() {
+    const BASE: u32 = base(41);
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    for tree in [&a, &b] {
+        fs::create_dir(tree).unwrap();
+    }
+    symlink(&a, dir.path().join("link")).unwrap();
+    let config = config(BASE, 4).registered_in(dir.path().join("registry"));
+    let pool = Pool::open(&dir.path().join("sandbox"), &config).unwrap();
+    let lease = |trees: &[&PathBuf]| pool.lease_for_trees(&trees.iter().copied().cloned().collect::<Vec<_>>(), "x");
+
+    // One after another: the same. At the same time: another, which stays, too.
+    let first = lease(&[&a]).unwrap();
+    let range = first.range();
+    first.release().unwrap();
+    let first = lease(&[&dir.path().join("link")]).unwrap();
+    assert_eq!(first.range(), range);
+    let second = lease(&[&a]).unwrap();
+    assert_ne!(second.range(), range);
+    let another = second.range();
+    first.release().unwrap();
+    // Killed, or dropped: the next one looks at all processes first.
+    drop(second);
+    let both = [lease(&[&a]).unwrap(), lease(&[&a]).unwrap()];
+    let mut ranges = [range, another];
+    ranges.sort();
+    assert_eq!(both.each_ref().map(Lease::range), ranges);
+    for lease in both {
+        lease.release().unwrap();
+    }
+
+    // Whoever has another tree, or one more, has other ids: in no order and however often it is named.
+    let pair = lease(&[&a, &b]).unwrap();
+    assert!(![range, another].contains(&pair.range()));
+    let both = pair.range();
+    pair.release().unwrap();
+    let pair = lease(&[&b, &a, &b]).unwrap();
+    assert_eq!(pair.range(), both);
+    pair.release().unwrap();
+    let plain = pool.lease("plain").unwrap();
+    assert!(![range, another, both].contains(&plain.range()));
+    let full = lease(&[&b]).unwrap_err();
+    assert!(matches!(full, Error::Exhausted { held: 1, registered: 3, .. }), "{full}");
+
+    // Gone: what was of it alone is anybody's again, what was of another tree, too, is not.
+    assert!(pool.forget_tree(&a).unwrap_err().to_string().contains("still exists"));
+    fs::remove_dir(&a).unwrap();
+    assert_eq!(pool.forget_tree(&a).unwrap(), ranges);
+    assert!(pool.forget_tree(&a).unwrap().is_empty());
+    assert_eq!(pool.registered().unwrap().len(), 1);
+    assert!(pool.lease_registered(range, "x").unwrap_err().to_string().contains("no such range is registered"));
+    fs::remove_dir(&b).unwrap();
+    assert_eq!(pool.forget_tree(dir.path()).unwrap(), [both]);
+    plain.release().unwrap();
+}
+
+#[test]
+fn what_cannot_be_remembered_is_not_registered() {
+    const BASE: u32 = base(42);
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let nowhere = config(BASE + 1024, 1).registered_in("/proc/nowhere");
+    let nowhere = Pool::open(&dir.path().join("sandbox"), &nowhere).unwrap();
+    let error = nowhere.lease_for_trees(&["/srv".into()], "x").unwrap_err();
+    assert!(matches!(error, Error::File { .. }), "{error}");
+    nowhere.lease("y").unwrap().release().unwrap();
+    let elsewhere = Pool::open(&dir.path().join("sandbox"), &config(BASE + 1024, 1)).unwrap_err();
+    assert!(matches!(elsewhere, Error::Conflict { .. }), "{elsewhere}");
+    for wrong in ["relative", "/a\nb"] {
+        let config = config(BASE, 1).registered_in(wrong);
+        assert!(Pool::open(&dir.path().join("sandbox"), &config).is_err(), "{wrong}");
+    }
+    let config = config(BASE, 1).registered_in(dir.path().join("registry"));
+    let pool = Pool::open(&dir.path().join("sandbox"), &config).unwrap();
+    let long: Vec<PathBuf> = (0..40).map(|n| format!("/{n}{}", "x".repeat(2000)).into()).collect();
+    for (trees, why) in [(&["relative".into()][..], "absolute"), (&[], "none"), (&long, "too long")] {
+        let error = pool.lease_for_trees(trees, "x").unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    assert!(pool.registered().unwrap().is_empty());
+    pool.lease("y").unwrap().release().unwrap();
+}
+
 /// Killed between the two files that say so, whichever came first.
 #[test]
 fn a_half_registered_range_is_kept_and_a_half_forgotten_one_is_freed() {
@@ -529,12 +615,12 @@ fn a_half_registered_range_is_kept_and_a_half_forgotten_one_is_freed() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let registry = dir.path().join("registry");
-    let config = config(BASE, 1).registered_in(Some(registry.clone()));
+    let config = config(BASE, 1).registered_in(&registry);
     let pool = Pool::open(&dir.path().join("sandbox"), &config).unwrap();
     let slot = pool_directory(dir.path()).join(BASE.to_string());
     let mut lease = pool.lease("x").unwrap();
     let held = fs::read(&slot).unwrap();
-    lease.register(Path::new("/nonexistent/tree")).unwrap();
+    lease.register(&["/nonexistent/tree".into()]).unwrap();
     drop(lease);
     let registered = fs::read(&slot).unwrap();
 

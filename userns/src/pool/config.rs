@@ -100,7 +100,7 @@ impl PoolConfig {
             let uid = caller.as_raw();
             // A uid without a name may still have a line by its number.
             let name = ids.accounts().user_name(uid).unwrap_or_else(|| uid.to_string().into());
-            return Ok(Self::of_user(&ids, &name, USER_SLOT)?.registered_in(default_registry()));
+            return Self::of_user(&ids, &name, USER_SLOT);
         }
         let candidates = [
             Self::of_user(&ids, OsStr::new(DEDICATED_USER), ROOT_SLOT).ok(),
@@ -111,7 +111,7 @@ impl PoolConfig {
         ];
         let usable = candidates.into_iter().flatten().find(|config| config.mapped().is_ok() && config.slots().is_ok());
         match usable {
-            Some(config) => Ok(config.registered_in(default_registry())),
+            Some(config) => Ok(config),
             None => Err(Error::Unsupported {
                 feature: "a pool of ids",
                 needs: format!("{USER_SLOT} ids besides root's that are mapped in this user namespace"),
@@ -144,11 +144,16 @@ impl PoolConfig {
 
     /// Where registered ranges are remembered beyond a reboot: a directory below which `ids` is made (default:
     /// `/var/lib/sandbox` for root, `.local/state/sandbox` in the account's home for others; nothing is made before
-    /// the first [`Lease::register`](crate::Lease::register)). All pools that share ids must share it.
+    /// the first [`Lease::register`](crate::Lease::register)). All who open the pool must name the same.
     #[must_use]
-    pub fn registered_in(mut self, directory: Option<PathBuf>) -> Self {
-        self.registry = directory.or(self.registry);
+    pub fn registered_in(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.registry = Some(directory.into());
         self
+    }
+
+    /// The directory of the registered ranges, where there is one.
+    pub(super) fn registry(&self) -> Option<PathBuf> {
+        self.registry.clone().or_else(default_registry)
     }
 
     /// Where the accounts and subordinate ids of others are read from: `etc/passwd` and the like below this directory
@@ -235,8 +240,23 @@ impl PoolConfig {
                 let _ = writeln!(text, "{key} {} {}", range.base(), range.count());
             }
         }
+        if let Some(registry) = &self.registry {
+            let _ = writeln!(text, "registry {}", registry.display());
+        }
         text.push_str("end\n");
         text
+    }
+
+    /// A directory of registered ranges that the pool's file can name.
+    pub(super) fn check_registry(&self) -> Result<(), Error> {
+        match self.registry.as_deref().map(|path| (path.is_absolute(), path.to_str())) {
+            None => Ok(()),
+            Some((true, Some(path))) if !path.contains('\n') => Ok(()),
+            Some(_) => Err(Error::invalid(
+                "the directory of registered ranges",
+                "it must be an absolute path in UTF-8 without a line break",
+            )),
+        }
     }
 
     /// Reads that file; `None` when it is cut or garbage.
@@ -247,15 +267,17 @@ impl PoolConfig {
                 ("slot", slot) => config.slot = slot.parse().ok()?,
                 ("uids", range) => config.uids.push(record::range(range)?),
                 ("gids", range) => config.gids.push(record::range(range)?),
+                ("registry", path) => config.registry = Some(path.into()),
                 _ => return None,
             }
         }
         Some(config)
     }
 
-    /// Whether the pools lend the same pieces.
+    /// Whether the pools lend the same pieces, and remember the registered ones in the same place.
     pub(super) fn same_ids(&self, other: &Self) -> bool {
-        self.slot == other.slot && self.uids == other.uids && self.gids == other.gids
+        let Self { uids, gids, slot, registry, .. } = self;
+        (uids, gids, slot, registry) == (&other.uids, &other.gids, &other.slot, &other.registry)
     }
 
     /// A range that both pools have.

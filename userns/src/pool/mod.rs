@@ -108,6 +108,7 @@ impl Pool {
     /// [`owner`](PoolConfig::owner) of the pool.
     pub fn open(state_dir: &Path, config: &PoolConfig) -> Result<Self, Error> {
         let slots = config.slots()?;
+        config.check_registry()?;
         config.mapped()?;
         let ids = Directory::open_or_create_trusted(state_dir)?.subdirectory("ids")?;
         let _lock = ids.lock()?;
@@ -116,7 +117,10 @@ impl Pool {
         for other in ids.names()?.iter().filter(|other| is_pool(other) && **other != name) {
             let Some(theirs) = read_config(&ids.subdirectory(other)?)? else { continue };
             if let Some(range) = config.common(&theirs) {
-                let by = format!("the pool {} lends some of them in other pieces", ids.path().join(other).display());
+                let by = format!(
+                    "the pool {} lends some of them in other pieces, or remembers them elsewhere",
+                    ids.path().join(other).display()
+                );
                 return Err(Error::Conflict { range, by });
             }
         }
@@ -144,7 +148,7 @@ impl Pool {
     fn with(directory: Directory, config: PoolConfig, slots: Vec<Slot>) -> Result<Self, Error> {
         // Processes begin their search at different places, so that they seldom meet.
         let start = usize::try_from(std::process::id()).unwrap_or(0).wrapping_mul(97) % slots.len().max(1);
-        let registry = Registry::new(config.registry.clone());
+        let registry = Registry::new(config.registry());
         let (recent, checks, cursor) = (Mutex::default(), Mutex::default(), AtomicUsize::new(start));
         let inner = Inner { config, directory, registry, slots, boot: boot_id()?, recent, cursor, checks };
         Ok(Self { inner: Arc::new(inner) })
@@ -211,25 +215,64 @@ impl Pool {
         Err(Error::Exhausted { pool, slots, held, registered, unusable, first })
     }
 
-    /// Takes a registered range again, for another sandbox over the same tree.
+    /// Takes a registered range again, for another sandbox over the same trees.
     ///
     /// # Errors
     /// [`Error::Invalid`] when `uids` is not a registered range of this pool; [`Error::Conflict`] when a sandbox has it now,
     /// or something else uses its ids.
     pub fn lease_registered(&self, uids: Range, owner: &str) -> Result<Lease, Error> {
-        let inner = &self.inner;
-        let known = inner.registry.list()?.into_iter().any(|range| range.uids == uids);
-        let slot = inner.slots.iter().position(|slot| slot.uids == uids).filter(|_| known);
-        let slot =
-            slot.ok_or_else(|| Error::invalid(format!("the ids {uids}"), "no such range is registered in this pool"))?;
-        self.try_slot(slot, owner, true)?.map_err(|obstacle| {
-            let by = match obstacle {
-                Obstacle::Held | Obstacle::Busy => "a living sandbox has them".into(),
-                Obstacle::Registered => "they are registered".into(),
-                Obstacle::Other(why) => why,
+        let started = Instant::now();
+        loop {
+            let by = match self.try_registered(uids, owner)? {
+                Ok(lease) => return Ok(lease),
+                Err(Obstacle::Busy) if started.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
+                Err(Obstacle::Held | Obstacle::Busy) => "a living sandbox has them".into(),
+                Err(Obstacle::Registered) => {
+                    return Err(Error::invalid(format!("the ids {uids}"), "no such range is registered in this pool"));
+                }
+                Err(Obstacle::Other(why)) => why,
             };
-            Error::Conflict { range: uids, by }
-        })
+            return Err(Error::Conflict { range: uids, by });
+        }
+    }
+
+    /// Takes a range for a sandbox that writes to these trees under its own ids: one that is registered for exactly these
+    /// and that nobody has now (the lowest, so that one sandbox after another finds its own files), or a new one, which
+    /// is [registered](Lease::register) before this returns. So no sandbox of other trees ever has ids that own files there,
+    /// and as many ranges stay as ever worked on the trees at the same time: until [`forget_tree`](Self::forget_tree).
+    ///
+    /// # Errors
+    /// Those of [`lease`](Self::lease) and [`Lease::register`].
+    pub fn lease_for_trees(&self, trees: &[PathBuf], owner: &str) -> Result<Lease, Error> {
+        let trees = sorted(trees)?;
+        let started = Instant::now();
+        loop {
+            let mut busy = false;
+            for range in self.registered()?.into_iter().filter(|range| range.trees == trees) {
+                match self.try_registered(range.uids, owner)? {
+                    Ok(lease) => return Ok(lease),
+                    Err(obstacle) => busy |= matches!(obstacle, Obstacle::Busy),
+                }
+            }
+            if !busy || started.elapsed() > PATIENCE {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut lease = self.lease(owner)?;
+        lease.register(&trees)?;
+        Ok(lease)
+    }
+
+    /// A registered slot; [`Obstacle::Registered`] when it is not registered (any more).
+    fn try_registered(&self, uids: Range, owner: &str) -> Result<Result<Lease, Obstacle>, Error> {
+        match self.inner.slots.iter().position(|slot| slot.uids == uids) {
+            Some(slot) => self.try_slot(slot, owner, true),
+            None => Ok(Err(Obstacle::Registered)),
+        }
     }
 
     /// The registered ranges of this pool.
@@ -241,17 +284,35 @@ impl Pool {
         Ok(self.inner.registry.list()?.into_iter().filter(ours).collect())
     }
 
+    /// Gives back the ranges that were registered for `tree` or for trees below it, saying that no file with their ids is
+    /// left: neither there, nor anywhere that it was moved or linked to. Answers with their uids; a range that is also
+    /// registered for a tree elsewhere stays.
+    ///
+    /// # Errors
+    /// As [`forget`](Self::forget); ranges before the one that failed are given back.
+    pub fn forget_tree(&self, tree: &Path) -> Result<Vec<Range>, Error> {
+        let gone = real_path(tree);
+        let mut forgotten = Vec::new();
+        for range in self.registered()? {
+            if range.trees.iter().all(|tree| tree.starts_with(&gone)) {
+                self.forget(range.uids)?;
+                forgotten.push(range.uids);
+            }
+        }
+        Ok(forgotten)
+    }
+
     /// Gives a registered range back, saying that no file has its ids any more.
     ///
     /// # Errors
-    /// [`Error::Invalid`] while its tree still exists, and when it is not registered; [`Error::Conflict`] while a sandbox has
-    /// it.
+    /// [`Error::Invalid`] while one of its trees still exists, and when it is not registered; [`Error::Conflict`] while a
+    /// sandbox has it.
     pub fn forget(&self, uids: Range) -> Result<(), Error> {
         let range = self.registered()?.into_iter().find(|range| range.uids == uids);
         let range = range
             .ok_or_else(|| Error::invalid(format!("the ids {uids}"), "no such range is registered in this pool"))?;
-        if range.tree.symlink_metadata().is_ok() {
-            let why = format!("{} still exists: files with these ids may be left in it", range.tree.display());
+        if let Some(tree) = range.trees.iter().find(|tree| tree.symlink_metadata().is_ok()) {
+            let why = format!("{} still exists: files with these ids may be left in it", tree.display());
             return Err(Error::invalid(format!("the ids {uids}"), why));
         }
         let lease = self.lease_registered(uids, &range.name)?;
@@ -342,10 +403,14 @@ impl Pool {
         };
         let last = inner.read_record(&fd, &name)?;
         let clean = match &last {
-            Some(last) if last.state == State::Registered && !registered => return Ok(Err(Obstacle::Registered)),
-            Some(last) => last.state == State::Released && last.boot == self.inner.boot,
+            Some(last) if last.state.has_files() && !registered => return Ok(Err(Obstacle::Registered)),
+            Some(last) => last.state.is_given_back() && last.boot == self.inner.boot,
             None => false,
         };
+        // With the lock, so that nobody forgets it from here on.
+        if registered && inner.registry.find(slot.uids)?.is_none() {
+            return Ok(Err(Obstacle::Registered));
+        }
         // A new file, another boot, or an owner that ended without a word: whatever it started may still run, and it may
         // have ended in the middle of registering.
         if !clean {
@@ -385,7 +450,7 @@ impl Inner {
             match retry(|| flock(&fd, FlockOperation::NonBlockingLockExclusive)) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => {
-                    let free = self.read_record(&fd, name)?.is_some_and(|record| record.state == State::Released);
+                    let free = self.read_record(&fd, name)?.is_some_and(|record| record.state.is_given_back());
                     return Ok(Err(if free { Obstacle::Busy } else { Obstacle::Held }));
                 }
                 Err(e) => return Err(Error::file("lock", self.directory.path().join(name), e)),
@@ -547,18 +612,16 @@ impl Lease {
         Err(Error::invalid(self.pool.directory.path().join(name).display().to_string(), why))
     }
 
-    /// Keeps the ids beyond the sandbox's end and beyond a reboot, because files below `tree` have them: no new sandbox gets
-    /// them until [`Pool::forget`]. On disk when this returns; do it before the first file is made.
+    /// Keeps the ids beyond the sandbox's end and beyond a reboot, because files below `trees` have them: no other sandbox
+    /// gets them until [`Pool::forget`]. On disk when this returns; do it before the first file is made.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] without a directory to remember it in; [`Error::Invalid`] for a relative path;
-    /// [`Error::File`] when it cannot be written. The range is not registered then.
-    pub fn register(&mut self, tree: &Path) -> Result<(), Error> {
-        if !tree.is_absolute() {
-            return Err(Error::invalid(tree.display().to_string(), "a registered tree has an absolute path"));
-        }
+    /// [`Error::Unsupported`] without a directory to remember it in; [`Error::Invalid`] for no tree and for a relative
+    /// path; [`Error::File`] when it cannot be written. The range is not registered then.
+    pub fn register(&mut self, trees: &[PathBuf]) -> Result<(), Error> {
+        let trees = sorted(trees)?;
         let Slot { uids, gids } = self.slot;
-        self.pool.registry.add(&Registered { uids, gids, name: self.owner.clone(), tree: tree.to_owned() })?;
+        self.pool.registry.add(&Registered { uids, gids, name: self.owner.clone(), trees })?;
         self.write(State::Registered)?;
         self.registered = true;
         Ok(())
@@ -571,7 +634,7 @@ impl Lease {
     /// [`Error::File`] when that cannot be written; the lock is given up all the same, as by dropping.
     pub fn release(self) -> Result<(), Error> {
         if self.registered {
-            return Ok(());
+            return self.write(State::Kept);
         }
         self.write(State::Released)?;
         lock(&self.pool.recent).push(self.index);
@@ -646,7 +709,7 @@ pub fn owner_of(state_dir: &Path, uid: u32) -> Result<Option<Owner>, Error> {
         let state = match record.state {
             _ if living => OwnerState::Living,
             State::Held => OwnerState::Ended,
-            State::Registered => OwnerState::Registered,
+            State::Registered | State::Kept => OwnerState::Registered,
             State::Released => continue,
         };
         let inside = map_of(record.uids).to_inside(uid);
@@ -675,6 +738,31 @@ pub fn pools(state_dir: &Path) -> Result<Vec<Pool>, Error> {
         pools.push(Pool::with(directory, config, slots)?);
     }
     Ok(pools)
+}
+
+/// The trees of a registered range, each once and in order.
+fn sorted(trees: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
+    if trees.is_empty() {
+        return Err(Error::invalid("registered trees", "there is none"));
+    }
+    if let Some(tree) = trees.iter().find(|tree| !tree.is_absolute()) {
+        return Err(Error::invalid(tree.display().to_string(), "a registered tree has an absolute path"));
+    }
+    let mut trees: Vec<PathBuf> = trees.iter().map(|tree| real_path(tree)).collect();
+    trees.sort();
+    trees.dedup();
+    Ok(trees)
+}
+
+/// The path without symbolic links, as far as it exists.
+fn real_path(path: &Path) -> PathBuf {
+    let mut above = path.ancestors();
+    let real = above.find_map(|above| Some((above.canonicalize().ok()?, path.strip_prefix(above).ok()?)));
+    match real {
+        Some((real, rest)) if rest.as_os_str().is_empty() => real,
+        Some((real, rest)) => real.join(rest),
+        None => path.to_owned(),
+    }
 }
 
 fn map_of(range: Range) -> IdMap {

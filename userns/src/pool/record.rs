@@ -18,19 +18,33 @@ pub(super) enum State {
     Held,
     /// It was given back by an owner who knew that all its processes had ended.
     Released,
-    /// Files with these ids remain somewhere: not leased again until that ends.
+    /// Files with these ids remain somewhere: not leased again, but to whoever may have these files, until that ends. While
+    /// the lock is not held, the owner ended without a word.
     Registered,
+    /// The same, given back by an owner who knew that all its processes had ended.
+    Kept,
 }
 
 impl State {
-    const ALL: [Self; 3] = [Self::Held, Self::Released, Self::Registered];
+    const ALL: [Self; 4] = [Self::Held, Self::Released, Self::Registered, Self::Kept];
 
     const fn word(self) -> &'static str {
         match self {
             Self::Held => "held",
             Self::Released => "released",
             Self::Registered => "registered",
+            Self::Kept => "kept",
         }
+    }
+
+    /// Whether the last owner said that its processes had ended.
+    pub(super) const fn is_given_back(self) -> bool {
+        matches!(self, Self::Released | Self::Kept)
+    }
+
+    /// Whether files with the ids remain.
+    pub(super) const fn has_files(self) -> bool {
+        matches!(self, Self::Registered | Self::Kept)
     }
 }
 

@@ -11,6 +11,9 @@ use crate::{Error, Range};
 
 const HEADER: &str = "sandbox range 1";
 
+/// No file may be longer: more is not read.
+const LENGTH_MAX: usize = state::READ_MAX - 1;
+
 /// A range that no new sandbox gets, because files with its ids remain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -21,23 +24,27 @@ pub struct Registered {
     pub gids: Range,
     /// Whose it was when it was registered.
     pub name: String,
-    /// The tree with the files.
-    pub tree: PathBuf,
+    /// The trees with the files, in order.
+    pub trees: Vec<PathBuf>,
 }
 
 impl Registered {
     fn encode(&self) -> Vec<u8> {
-        let Self { uids, gids, name, tree } = self;
+        let Self { uids, gids, name, trees } = self;
         let name: String = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
         let head = format!(
-            "{HEADER}\nuids {} {}\ngids {} {}\nname {name}\ntree ",
+            "{HEADER}\nuids {} {}\ngids {} {}\nname {name}\n",
             uids.base(),
             uids.count(),
             gids.base(),
             gids.count()
         );
-        // A path may hold anything but NUL, so it is the last field and ends with one.
-        [head.as_bytes(), tree.as_os_str().as_bytes(), b"\0\n"].concat()
+        let mut bytes = head.into_bytes();
+        for tree in trees {
+            // A path may hold anything but NUL, so it ends with one.
+            bytes.extend([b"tree ", tree.as_os_str().as_bytes(), b"\0\n"].concat());
+        }
+        bytes
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
@@ -49,8 +56,14 @@ impl Registered {
         let uids = record::range(field("uids")?)?;
         let gids = record::range(field("gids")?)?;
         let name = field("name")?.to_owned();
-        let tree = lines.next()?.strip_prefix(b"tree ")?.strip_suffix(b"\0\n")?;
-        Some(Self { uids, gids, name, tree: OsStr::from_bytes(tree).into() })
+        let (mut rest, mut trees) = (lines.next()?, Vec::new());
+        while !rest.is_empty() {
+            let end = rest.iter().position(|&b| b == 0)?;
+            trees.push(OsStr::from_bytes(rest.get(..end)?.strip_prefix(b"tree ")?).into());
+            rest = rest.get(end + 1..)?.strip_prefix(b"\n")?;
+        }
+        // Of one that was cut nothing is known.
+        (!trees.is_empty()).then_some(Self { uids, gids, name, trees })
     }
 
     fn file_name(uids: Range) -> String {
@@ -89,8 +102,12 @@ impl Registry {
 
     /// Remembers a range: on disk when this returns.
     pub(super) fn add(&self, range: &Registered) -> Result<(), Error> {
+        let bytes = range.encode();
+        if bytes.len() > LENGTH_MAX {
+            return Err(Error::invalid("registered trees", "their paths together are too long to be remembered"));
+        }
         match self.open(true)? {
-            Some(directory) => directory.replace_file(&Registered::file_name(range.uids), &range.encode()),
+            Some(directory) => directory.replace_file(&Registered::file_name(range.uids), &bytes),
             None => Err(Error::Unsupported {
                 feature: "registering ids",
                 needs: "a directory that outlives a reboot (`PoolConfig::registered_in`)".into(),
@@ -106,24 +123,42 @@ impl Registry {
         }
     }
 
-    /// All of them. A file that cannot be understood is an error: it may say anything.
+    /// All of them, by their uids. A file that cannot be understood is an error: it may say anything.
     pub(super) fn list(&self) -> Result<Vec<Registered>, Error> {
         let Some(directory) = self.open(false)? else { return Ok(Vec::new()) };
         let mut all = Vec::new();
         for name in directory.names()?.iter().filter(|name| !name.starts_with(".new-")) {
-            let fd = directory.open_file("open", name, false)?;
-            let path: &Path = &directory.path().join(name);
-            let bytes = state::read_bytes(&fd).map_err(|e| Error::file("read", path, e))?;
-            let found = Registered::decode(&bytes).ok_or_else(|| Error::Parse {
-                path: path.to_owned(),
-                line: 1,
-                expected: "a registered id range; remove the file if no file with these ids remains",
-                found: crate::text::shorten(&String::from_utf8_lossy(&bytes)),
-            })?;
-            all.push(found);
+            // Another process may forget one meanwhile.
+            all.extend(read(&directory, name)?);
         }
+        all.sort_by_key(|range: &Registered| range.uids);
         Ok(all)
     }
+
+    /// The one of these uids.
+    pub(super) fn find(&self, uids: Range) -> Result<Option<Registered>, Error> {
+        match self.open(false)? {
+            Some(directory) => read(&directory, &Registered::file_name(uids)),
+            None => Ok(None),
+        }
+    }
+}
+
+fn read(directory: &Directory, name: &str) -> Result<Option<Registered>, Error> {
+    let fd = match directory.open_file("open", name, false) {
+        Ok(fd) => fd,
+        Err(e) if e.errno() == Some(rustix::io::Errno::NOENT.raw_os_error()) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let path: &Path = &directory.path().join(name);
+    let bytes = state::read_bytes(&fd).map_err(|e| Error::file("read", path, e))?;
+    let found = Registered::decode(&bytes).ok_or_else(|| Error::Parse {
+        path: path.to_owned(),
+        line: 1,
+        expected: "a registered id range; remove the file if no file with these ids remains",
+        found: crate::text::shorten(&String::from_utf8_lossy(&bytes)),
+    })?;
+    Ok(Some(found))
 }
 
 #[cfg(test)]
@@ -133,11 +168,21 @@ mod tests {
     #[test]
     fn any_path_is_read_as_it_was_written() {
         let uids = Range::new(100_000, 65536).unwrap();
-        for tree in [&b"/srv/work"[..], b"/a\nb\nuids 0 1", b"/\xff\xfe"] {
-            let tree = OsStr::from_bytes(tree).into();
-            let range = Registered { uids, gids: uids, name: "judge".into(), tree };
-            assert_eq!(Registered::decode(&range.encode()), Some(range));
+        let trees = [&b"/srv/work"[..], b"/a\nb\nuids 0 1", b"/\xff\xfe", b"/\ntree /"]
+            .map(|tree| OsStr::from_bytes(tree).into());
+        for count in 1..=trees.len() {
+            let range = Registered { uids, gids: uids, name: "judge".into(), trees: trees[..count].to_vec() };
+            let bytes = range.encode();
+            assert_eq!(Registered::decode(&bytes), Some(range));
+            for cut in 0..bytes.len() {
+                let found = Registered::decode(&bytes[..cut]);
+                assert!(
+                    found.is_none_or(|range| range.trees == trees[..range.trees.len()] && range.trees.len() < count)
+                );
+            }
         }
+        let none = Registered { uids, gids: uids, name: "judge".into(), trees: Vec::new() };
+        assert_eq!(Registered::decode(&none.encode()), None);
         assert_eq!(Registered::decode(b""), None);
     }
 }

@@ -231,9 +231,12 @@ fn ours(stat: &Stat) -> Result<(), String> {
     Ok(())
 }
 
-/// The first 64 KiB of a file; our files are smaller.
+/// Our files are smaller.
+pub(super) const READ_MAX: usize = 1 << 16;
+
+/// The first [`READ_MAX`] bytes of a file.
 pub(super) fn read_bytes(fd: impl AsFd) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; 1 << 16];
+    let mut bytes = vec![0; READ_MAX];
     let mut filled = 0;
     while filled < bytes.len() {
         match retry(|| pread(&fd, &mut bytes[filled..], filled as u64))? {
