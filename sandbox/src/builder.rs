@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ns::Namespaces;
 use rlimit::{Limit, Limits, Resource};
+use userns::{IdMap, Pool, PoolConfig};
 
 use crate::{Error, Feature, Mode, Sandbox};
 
@@ -33,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) shared: Namespaces,
     pub(crate) user: User,
     pub(crate) group: User,
+    pub(crate) id_maps: Option<(IdMap, IdMap)>,
+    pub(crate) id_pool: Option<IdPool>,
     pub(crate) rlimits: BTreeMap<Resource, Limits>,
     pub(crate) memory_max: Option<u64>,
     pub(crate) memory_swap_max: Option<u64>,
@@ -108,6 +111,47 @@ impl From<&str> for User {
     }
 }
 
+/// Whose host ids instances lease, each a range that no other sandbox has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IdPool {
+    /// [`userns::PoolConfig::default_for_caller`]: for root the ids that `/etc/subuid` and `/etc/subgid` grant to the user
+    /// `sandbox`, else 2013265920 to 2147352575; for others their own subordinate ids.
+    #[default]
+    Auto,
+    /// The ids that `/etc/subuid` and `/etc/subgid` grant to this user, by name or number: 65536 at a time for root, else
+    /// 1024.
+    OfUser(OsString),
+    /// These.
+    Given(PoolConfig),
+}
+
+impl From<PoolConfig> for IdPool {
+    fn from(config: PoolConfig) -> Self {
+        Self::Given(config)
+    }
+}
+
+impl IdPool {
+    /// The pool itself, as sandboxes of this caller with this [`state_dir`](Builder::state_dir) use it: to look at its
+    /// registered ranges, or to [give back](userns::Pool::forget_tree) those of a tree that is gone.
+    ///
+    /// # Errors
+    /// [`Error::Ids`] when there are no ids to lend, when they are somebody else's, too, or when the directory is not the
+    /// caller's.
+    pub fn open(&self, state_dir: Option<&Path>) -> Result<Pool, Error> {
+        let config = match self {
+            Self::Auto => PoolConfig::default_for_caller()?,
+            Self::OfUser(user) => {
+                let slot = if rustix::process::geteuid().is_root() { userns::ROOT_SLOT } else { userns::USER_SLOT };
+                PoolConfig::of_user(&userns::SubordinateIds::read()?, user, slot)?
+            }
+            Self::Given(config) => config.clone(),
+        };
+        Ok(Pool::open(&crate::recover::directory(state_dir)?, &config)?)
+    }
+}
+
 impl Default for Builder {
     fn default() -> Self {
         Self::new()
@@ -130,6 +174,8 @@ impl Builder {
                 shared: Namespaces::empty(),
                 user: User::Id(0),
                 group: User::Id(0),
+                id_maps: None,
+                id_pool: None,
                 rlimits: BTreeMap::new(),
                 memory_max: None,
                 memory_swap_max: None,
@@ -162,12 +208,21 @@ impl Builder {
     /// `/proc`, `/dev` and the targets of binds are mounted over it; a target that does not exist is made in
     /// `directory`, as an empty directory or file. What lies in `directory` is not trusted: every target is resolved
     /// inside it. Its set-user-ID bits and device files have no effect.
+    ///
+    /// For host root the files belong inside to the numbers that they belong to on disk, as in an image that was unpacked
+    /// there: by an idmapped mount, which needs Linux 5.12 and a file system that can be mapped (mount_setattr(2)). Where
+    /// that cannot be had, [a warning](crate::Plan::warnings) says so, and their owner is nobody. The root directory of the
+    /// host itself is never mapped: what is root's alone in it would be open to the program.
     pub fn rootfs(&mut self, directory: impl Into<PathBuf>) -> &mut Self {
         self.options.rootfs = Some(directory.into());
         self.name(Feature::Rootfs)
     }
 
-    /// Lets the program write to the directory given to [`rootfs`](Self::rootfs), as far as its host id may.
+    /// Lets the program write to the directory given to [`rootfs`](Self::rootfs).
+    ///
+    /// Below a directory of the caller's with mode 0700 (its parent, say), files belong inside and on disk to the same
+    /// numbers, root's included. Elsewhere a program could leave a set-user-ID file of root for others to run, so owners
+    /// are not mapped: it may write as far as its host id may, and its files belong to that id, as in a [`bind`](Self::bind).
     pub fn rootfs_writable(&mut self, writable: bool) -> &mut Self {
         self.options.rootfs_writable = writable;
         self
@@ -177,6 +232,10 @@ impl Builder {
     ///
     /// With all that is mounted below it (but not what is mounted later); set-user-ID bits and device files have no
     /// effect. The source is resolved when the sandbox is built; a later exchange of it makes starts fail.
+    ///
+    /// Files that the program makes belong to its host id. When the directory is gone, say so by
+    /// [`forget_tree`](crate::forget_tree): until then these ids are kept for it, and root's pool has 2046 ranges (64 for a caller
+    /// with the usual 65536 subordinate ids).
     pub fn bind(&mut self, source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> &mut Self {
         let kind = MountKind::Bind { source: source.into(), access: Access::Writable };
         self.options.mounts.push(MountOption { target: target.into(), kind });
@@ -193,7 +252,8 @@ impl Builder {
     /// As [`bind`](Self::bind), but the owner of `source` is the program's user inside, by an idmapped mount: what belongs
     /// to the owner belongs to the program, and files that it makes belong to the owner outside.
     ///
-    /// The owner and its group must not be 0: a program could leave a set-user-ID file of root behind. For an ordinary
+    /// The owner and its group must not be 0, unless the source lies below a directory of the caller's with mode 0700: a
+    /// program could leave a set-user-ID file of root for others to run. For an ordinary
     /// caller without subordinate ids its own files are shown so anyway; other callers than host root cannot map files.
     /// Kernel: 5.12, and a file system that can be mapped (mount_setattr(2)).
     pub fn bind_owned(&mut self, source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> &mut Self {
@@ -265,6 +325,29 @@ impl Builder {
     /// The group inside that programs run with (default: 0).
     pub fn group(&mut self, group: impl Into<User>) -> &mut Self {
         self.options.group = group.into();
+        self
+    }
+
+    /// Where the host ids come from (default: [`IdPool::Auto`], preferred): each instance gets a range that no other
+    /// sandbox on this machine has while it lives, across processes and crashes.
+    ///
+    /// An instance that may write to a directory of the host ([`bind`](Self::bind), [`rootfs_writable`](Self::rootfs_writable))
+    /// leaves files with its ids there. Its range is then kept for sandboxes of the same directories, on disk, until
+    /// [`forget_tree`](crate::forget_tree) says that they are gone: nobody inherits the files of another. A range that
+    /// cannot be kept makes `build` fail when this method was called, else it is a [warning](crate::Plan::warnings).
+    pub fn subordinate_ids(&mut self, from: impl Into<IdPool>) -> &mut Self {
+        self.options.id_pool = Some(from.into());
+        self.name(Feature::IdLease)
+    }
+
+    /// Gives the user namespace exactly these maps, instead of a range of each instance's own.
+    ///
+    /// **All** instances, and whatever else has these ids on the host, are then one user to the kernel. Neither map may
+    /// lead to the host id 0. [`user`](Self::user) and [`group`](Self::group) must be mapped; where 65533 is mapped too, it
+    /// is init's, else programs share init's id and the seccomp filter is required. A caller that is not root can map
+    /// its own id and its subordinate ids; its own is init's.
+    pub fn id_maps(&mut self, uids: IdMap, gids: IdMap) -> &mut Self {
+        self.options.id_maps = Some((uids, gids));
         self
     }
 

@@ -74,7 +74,7 @@ mod stdio;
 mod step;
 mod sys;
 
-pub use builder::{Builder, Network, User};
+pub use builder::{Builder, IdPool, Network, User};
 pub use child::{Child, Signal};
 pub use command::Command;
 pub use doctor::{Finding, State, Support};
@@ -86,7 +86,7 @@ pub use ns::Namespaces;
 pub use outcome::{End, Io, Leftover, LimitHit, LimitKind, Outcome, Output, Usage};
 pub use plan::Plan;
 pub use pool::PoolStats;
-pub use recover::{Recovered, owner_of, recover};
+pub use recover::{Recovered, forget_tree, owner_of, recover};
 pub use rlimit::{Limit, Resource};
 pub use sandbox::Sandbox;
 pub use stdio::Stdio;

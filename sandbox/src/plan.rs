@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use ns::Namespaces;
 use rlimit::{Limit, Limits, Resource};
+use userns::IdMap;
 
-use crate::builder::{MountKind, MountOption, Network, Options, User};
+use crate::builder::{IdPool, MountKind, MountOption, Network, Options, User};
 use crate::{Enforcement, Error, Feature, Mode};
 
 /// The namespaces that a sandbox may share with its caller.
@@ -57,6 +58,8 @@ pub struct Plan {
     pub(crate) hostname: OsString,
     pub(crate) user: User,
     pub(crate) group: User,
+    pub(crate) id_maps: Option<(IdMap, IdMap)>,
+    pub(crate) id_pool: IdPool,
     pub(crate) rlimits: BTreeMap<Resource, Limits>,
     pub(crate) cpu_max: Option<(Duration, Duration)>,
     pub(crate) wall_time_max: Option<Duration>,
@@ -87,6 +90,8 @@ impl Plan {
             hostname: check_hostname(&options.hostname)?,
             user: options.user.clone(),
             group: options.group.clone(),
+            id_maps: options.id_maps.clone(),
+            id_pool: options.id_pool.clone().unwrap_or_default(),
             rlimits: BTreeMap::new(),
             cpu_max: options.cpu_max,
             wall_time_max: options.wall_time_max,
@@ -109,6 +114,7 @@ impl Plan {
             plan.want(feature, modes.of(feature, Mode::Require), None);
         }
         plan.namespaces(options, &modes)?;
+        plan.ids(options, &modes)?;
         plan.hardening(&modes)?;
         plan.resources(options, &modes)?;
         plan.rlimits(options, &modes)?;
@@ -145,7 +151,6 @@ impl Plan {
     }
 
     fn hardening(&mut self, modes: &Modes) -> Result<(), Error> {
-        self.want(Feature::IdLease, modes.of(Feature::IdLease, Mode::Prefer), None);
         for feature in [Feature::NoNewPrivs, Feature::Capabilities, Feature::Seccomp] {
             self.want(feature, modes.of(feature, Mode::Require), None);
         }
@@ -153,6 +158,27 @@ impl Plan {
         if self.mode(Feature::NoNewPrivs) == Mode::Off && self.mode(Feature::Seccomp) != Mode::Off {
             return Err(Error::invalid("off(no_new_privs)", "the seccomp filter needs it; turn seccomp off as well"));
         }
+        Ok(())
+    }
+
+    fn ids(&mut self, options: &Options, modes: &Modes) -> Result<(), Error> {
+        let Some((uids, gids)) = &options.id_maps else {
+            self.want(Feature::IdLease, modes.of(Feature::IdLease, Mode::Prefer), None);
+            return Ok(());
+        };
+        if options.id_pool.is_some() {
+            return Err(Error::invalid(
+                "id_maps",
+                "the ids are to be leased (subordinate_ids), so they cannot be given",
+            ));
+        }
+        if uids.to_inside(0).is_some() || gids.to_inside(0).is_some() {
+            return Err(Error::invalid(
+                "id_maps",
+                "the host id 0 is root, or its group, for every file that it may reach",
+            ));
+        }
+        self.want(Feature::IdLease, Mode::Off, None);
         Ok(())
     }
 
@@ -458,6 +484,16 @@ mod tests {
         assert!(refused(|b| b.rlimit(Resource::Nofile, Limit::Value(2), Limit::Value(1))).contains("soft limit 2"));
         assert!(refused(|b| b.wall_time_max(Duration::ZERO)).contains("wall_time_max"));
         assert!(refused(|b| b.cpu_max(Duration::ZERO, Duration::from_millis(100))).contains("cpu_max"));
+    }
+
+    #[test]
+    fn ids_are_leased_or_given() {
+        let map = |outside| IdMap::single(0, outside).unwrap();
+        assert_eq!(plan(|b| b.id_maps(map(7), map(7))).unwrap().mode(Feature::IdLease), Mode::Off);
+        assert_eq!(plan(|b| b.subordinate_ids(IdPool::Auto)).unwrap().mode(Feature::IdLease), Mode::Require);
+        assert!(refused(|b| b.id_maps(map(7), map(7)).subordinate_ids(IdPool::Auto)).contains("leased"));
+        assert!(refused(|b| b.id_maps(map(0), map(7))).contains("host id 0"));
+        assert!(refused(|b| b.id_maps(map(7), map(0))).contains("host id 0"));
     }
 
     #[test]

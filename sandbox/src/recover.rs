@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cgroup::{Controller, Controllers, Layout, Needs};
-use userns::{Owner, Pool, PoolConfig};
+use userns::Owner;
 
 use crate::outcome::Leftover;
-use crate::{CGROUP_PREFIX, Error};
+use crate::{CGROUP_PREFIX, Error, IdPool};
 
 /// How long a forgotten group may take to go.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -106,13 +106,27 @@ pub fn recover(state_dir: Option<&Path>) -> Result<Recovered, Error> {
             }
         }
     }
-    if let Ok(config) = PoolConfig::default_for_caller() {
-        let directory = directory(state_dir)?;
-        if directory.exists() {
-            recovered.ids = Some(Pool::open(&directory, &config)?.recover()?);
-        }
+    for pool in userns::pools(&directory(state_dir)?)? {
+        let found = pool.recover()?;
+        let ids = recovered.ids.get_or_insert_default();
+        ids.freed.extend(found.freed);
+        ids.left.extend(found.left);
     }
     Ok(recovered)
+}
+
+/// Says that the directory `tree`, which was shown to sandboxes writable, is gone, with all the files that they made:
+/// the host ids that were kept for it can be leased to other sandboxes. Answers how many ranges were given back, those of
+/// directories below it included; a range that is also kept for a directory elsewhere stays.
+///
+/// For sandboxes with [`IdPool::Auto`]; [`IdPool::open`] gives access to any pool. `state_dir` is the builder's
+/// [`state_dir`](crate::Builder::state_dir), `None` the default one.
+///
+/// # Errors
+/// [`Error::Ids`] while the directory still exists, while a sandbox still has such ids, and when the records cannot be read
+/// or written.
+pub fn forget_tree(tree: &Path, state_dir: Option<&Path>) -> Result<usize, Error> {
+    Ok(IdPool::Auto.open(state_dir)?.forget_tree(tree)?.len())
 }
 
 /// Whose sandbox a host uid belongs to, and which uid it is inside. `None`: no sandbox has it.

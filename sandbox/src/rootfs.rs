@@ -1,11 +1,12 @@
 //! What a program sees of the file system, as steps.
 //!
-//! Three lists come out of a plan: `base` makes the root with all that every start shares, `private` adds what each start
-//! has for itself (`/proc`, memory file systems and what lies below them), and `copies` takes the trees of private binds
-//! while the host's mounts are still in sight.
+//! Four lists come out of a plan: `base` makes the root with all that every start shares, `enter` shows a root directory
+//! under the ids of the start, `private` adds what each start has for itself (`/proc`, memory file systems and what lies
+//! below them), and `copies` takes the trees of private binds while the host's mounts are still in sight.
 
 use std::ffi::CString;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use ns::mount::Attributes;
 
 use crate::Error;
 use crate::builder::{Access, MountKind, MountOption};
+use crate::host::Privilege;
 use crate::plan::Plan;
 use crate::step::{BINDS_MAX, Bind, NewFilesystem, PLAIN, Source, Step};
 
@@ -45,17 +47,75 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 const TMP_SIZE: u64 = 64 << 20;
 const READ_ONLY: Attributes = PLAIN.union(Attributes::READ_ONLY);
 
+/// Whose the files of the host are inside.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Mapping {
+    /// Whether owners must be mapped at all, or are the program's user anyway.
+    pub(crate) owners: bool,
+    /// Whether the root directory is shown under the ids of the start.
+    pub(crate) root: bool,
+    /// Whether the program's host id may be somebody's, whose keys `/proc` would list.
+    pub(crate) hide_keys: bool,
+}
+
+/// Whether the root directory of the plan can be shown so that its files belong inside to the numbers that they belong to
+/// on disk. Where not, the plan says why.
+pub(crate) fn map_root(plan: &mut Plan, privilege: Privilege) -> Result<bool, Error> {
+    let Some(directory) = &plan.rootfs else { return Ok(false) };
+    let identity = |path: &Path| path.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+    let of = |error| Error::setup_at("use as root directory", directory, error);
+    let why = if privilege == Privilege::User {
+        Some("only host root can map owners".to_owned())
+    } else if identity(directory).map_err(of)? == identity(Path::new("/")).map_err(of)? {
+        Some("what is root's alone on this host would be the program's".to_owned())
+    } else if plan.rootfs_writable && !is_out_of_reach(&directory.canonicalize().map_err(of)?) {
+        Some(
+            "programs could leave set-user-ID files of root for others, unless it is below a directory of the caller's \
+             with mode 0700"
+                .to_owned(),
+        )
+    } else {
+        try_to_map(directory).err().map(|error| error.to_string())
+    };
+    let Some(why) = why else { return Ok(true) };
+    let warning = format!("the owners of files in {} are nobody inside: {why}", directory.display());
+    plan.warnings.push(warning);
+    Ok(false)
+}
+
+/// Maps a copy of the mount that nobody sees.
+fn try_to_map(directory: &Path) -> Result<(), Error> {
+    let any = userns::IdMap::single(0, 65534)?;
+    let user_namespace = crate::spawn::user_namespace(&any, &any, userns::Setgroups::Deny)?;
+    let failed = |error: io::Error| Error::setup_at("map the owners of", directory, error);
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    let place = rustix::fs::open(directory, flags, rustix::fs::Mode::empty()).map_err(|e| failed(e.into()))?;
+    let copy = ns::mount::clone_tree(place.as_fd(), c"", false).map_err(|e| failed(e.into()))?;
+    ns::mount::set_idmap(copy.as_fd(), user_namespace.as_fd(), false).map_err(|e| failed(e.into()))
+}
+
+/// Whether nobody but the caller reaches `path`, which has no symbolic link in it: a directory *above* it is the caller's
+/// and closed to all others. `path` itself does not count, for a program that owns it inside could open it.
+fn is_out_of_reach(path: &Path) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    path.ancestors().skip(1).any(|above| {
+        above.symlink_metadata().is_ok_and(|found| found.uid() == own && found.is_dir() && found.mode() & 0o077 == 0)
+    })
+}
+
 /// The steps that make the file system of one sandbox.
 #[derive(Debug, Default)]
 pub(crate) struct Rootfs {
     pub(crate) base: Vec<Step>,
     pub(crate) copies: Vec<Step>,
+    pub(crate) enter: Vec<Step>,
     pub(crate) private: Vec<Step>,
     pub(crate) binds: Vec<Bind>,
     /// Owners of mapped binds: user and group on the host.
     pub(crate) owners: Vec<(u32, u32)>,
-    /// Whether owners must be mapped at all, or are the program's user anyway.
-    map_owners: bool,
+    /// Directories in which programs leave files of their own host ids.
+    pub(crate) kept: Vec<PathBuf>,
+    how: Mapping,
     private_targets: Vec<PathBuf>,
     /// What a root directory of the caller's is restricted by.
     restrict: Option<Step>,
@@ -65,8 +125,8 @@ pub(crate) struct Rootfs {
 
 impl Rootfs {
     /// Looks at the host's files and lays the steps out.
-    pub(crate) fn new(plan: &Plan, submounts: &[PathBuf], map_owners: bool, single_id: bool) -> Result<Self, Error> {
-        let mut this = Self { map_owners, ..Self::default() };
+    pub(crate) fn new(plan: &Plan, submounts: &[PathBuf], how: Mapping) -> Result<Self, Error> {
+        let mut this = Self { how, ..Self::default() };
         let mut attached = Vec::new();
         match &plan.rootfs {
             None => this.host_root(plan, submounts, &mut attached)?,
@@ -82,8 +142,7 @@ impl Rootfs {
             this.private.push(Step::MakeReadOnly(c"/proc/sys".into()));
             // Before Linux 5.13 everybody reads the names of all processes of the machine here.
             let old_kernel = Path::new("/proc/sched_debug").exists();
-            // The program's id is the caller's where there is a single one, and this would list the caller's keys.
-            for (mask, file) in [(single_id, "/proc/keys"), (old_kernel, "/proc/sched_debug")] {
+            for (mask, file) in [(how.hide_keys, "/proc/keys"), (old_kernel, "/proc/sched_debug")] {
                 if mask {
                     this.bind(Path::new("/dev/null"), Path::new(file), READ_ONLY, submounts, &mut attached)?;
                 }
@@ -144,6 +203,11 @@ impl Rootfs {
         }
         let attributes = if plan.rootfs_writable { PLAIN } else { READ_ONLY };
         self.restrict = Some(Step::RestrictRoot { attributes, submounts: source.submounts.clone() });
+        if self.how.root {
+            self.enter = vec![Step::CopyRoot, Step::MapRoot, Step::AttachRoot, Step::Pivot];
+        } else if plan.rootfs_writable {
+            self.keep(&source);
+        }
         self.base.push(Step::DirectoryRoot(source));
         // A read-only root without a place to write to would stop most programs.
         let has_tmp = directory.join("tmp").symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
@@ -188,7 +252,7 @@ impl Rootfs {
             }
             MountKind::Bind { source, access } => {
                 let attributes = if *access == Access::ReadOnly { READ_ONLY } else { PLAIN };
-                let owned = *access == Access::Owned && self.map_owners;
+                let owned = *access == Access::Owned && self.how.owners;
                 self.bind_as(source, &mount.target, attributes, owned, submounts, attached)
             }
         }
@@ -217,6 +281,9 @@ impl Rootfs {
         let (source, directory) = source(from, submounts)?;
         let number = self.binds.len();
         let owner = if owned { Some(self.owner(from)?) } else { None };
+        if directory && !owned && !attributes.contains(Attributes::READ_ONLY) {
+            self.keep(&source);
+        }
         self.binds.push(Bind { source, target: c_string(target)?, directory, attributes, owner });
         // The ids of a mapped bind are those of the start, so it cannot be shared by all.
         if owned && !self.is_private(target) {
@@ -237,12 +304,23 @@ impl Rootfs {
         Ok(())
     }
 
+    fn keep(&mut self, source: &Source) {
+        self.kept.push(PathBuf::from(std::ffi::OsStr::from_bytes(source.path.to_bytes())));
+    }
+
     /// The number of the owner of a mapped bind.
     fn owner(&mut self, path: &Path) -> Result<usize, Error> {
-        let metadata = path.metadata().map_err(|error| Error::setup_at("bind", path, error))?;
+        let real = path.canonicalize().map_err(|error| Error::setup_at("bind", path, error))?;
+        let metadata = real.metadata().map_err(|error| Error::setup_at("bind", path, error))?;
         let owner = (metadata.uid(), metadata.gid());
-        if owner.0 == 0 || owner.1 == 0 {
-            let why = format!("{} belongs to user {} and group {}; neither may be 0", path.display(), owner.0, owner.1);
+        if (owner.0 == 0 || owner.1 == 0) && !is_out_of_reach(&real) {
+            let why = format!(
+                "{} belongs to user {} and group {}; neither may be 0, for a program could leave a set-user-ID file of \
+                 root for others, unless it is below a directory of the caller's with mode 0700",
+                path.display(),
+                owner.0,
+                owner.1
+            );
             return Err(Error::invalid("bind_owned", why));
         }
         if let Some(known) = self.owners.iter().position(|known| *known == owner) {
@@ -323,10 +401,12 @@ mod tests {
     use super::*;
     use crate::Builder;
 
+    const MAP: Mapping = Mapping { owners: true, root: true, hide_keys: false };
+
     fn rootfs(change: impl FnOnce(&mut Builder)) -> Rootfs {
         let mut builder = Builder::new();
         change(&mut builder);
-        Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], true, false).unwrap()
+        Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], MAP).unwrap()
     }
 
     fn position(steps: &[Step], wanted: impl Fn(&Step) -> bool) -> usize {
@@ -363,15 +443,23 @@ mod tests {
     fn owners_are_never_root() {
         let mut builder = Builder::new();
         builder.bind_owned("/usr", "/data");
-        let error = Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], true, false).unwrap_err();
+        let error = Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], MAP).unwrap_err();
         assert!(error.to_string().contains("neither may be 0"), "{error}");
+    }
+
+    #[test]
+    fn directories_that_keep_files_are_known() {
+        let rootfs = rootfs(|b| {
+            b.bind("/usr", "/a").bind_read_only("/usr", "/b").bind("/dev/null", "/c").bind("/usr/lib", "/tmp/d");
+        });
+        assert_eq!(rootfs.kept, [Path::new("/usr"), Path::new("/usr/lib")]);
     }
 
     #[test]
     fn a_missing_source_is_named() {
         let mut builder = Builder::new();
         builder.bind("/no/such/place", "/x");
-        let error = Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], true, false).unwrap_err();
+        let error = Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], MAP).unwrap_err();
         assert_eq!(error.errno(), Some(libc::ENOENT));
         assert!(error.to_string().contains("/no/such/place"), "{error}");
     }

@@ -25,7 +25,7 @@ use crate::outcome::Leftover;
 use crate::plan::Plan;
 use crate::pool::{Pool, PoolStats};
 use crate::resources::{self, Group, Resources};
-use crate::rootfs::{self, Rootfs};
+use crate::rootfs::{self, Mapping, Rootfs};
 use crate::spawn::{self, Refused, Start};
 use crate::step::{Bind, Context, Step};
 use crate::{Builder, Command, Enforcement, Error, Feature, Mode};
@@ -120,26 +120,24 @@ impl Sandbox {
     pub(crate) fn build(options: &Options) -> Result<Self, Error> {
         let mut plan = Plan::new(options)?;
         let privilege = Privilege::of_caller()?;
-        let identity = Identity::new(&mut plan, privilege)?;
-        let map_owners = match (privilege, identity.is_single()) {
-            (Privilege::Root, _) => true,
-            // The caller's own files belong to the only id inside anyway.
-            (Privilege::User, true) => false,
-            (Privilege::User, false) => {
-                refuse_owned(&plan)?;
-                false
-            }
-        };
+        let mut identity = Identity::new(&mut plan, privilege)?;
+        // The caller's own files belong to the program's id anyway, where that is the caller's.
+        if privilege == Privilege::User && !identity.is_caller() {
+            refuse_owned(&plan)?;
+        }
         let name = crate::recover::name_prefix()?;
         let disk = Disk::new(&mut plan, &name)?;
-        let Rootfs { base, copies, private, binds, owners, .. } =
-            Rootfs::new(&plan, &host::mount_points()?, map_owners, identity.is_single())?;
+        let map_root = rootfs::map_root(&mut plan, privilege)?;
+        let how = Mapping { owners: privilege == Privilege::Root, root: map_root, hide_keys: !identity.is_leased() };
+        let Rootfs { base, copies, enter, private, binds, owners, kept, .. } =
+            Rootfs::new(&plan, &host::mount_points()?, how)?;
+        identity.keep_for(kept, &mut plan, &name)?;
         warn_of_binds(&mut plan);
         let pid = std::process::id();
         let resources = Resources::new(&mut plan, &format!("{name}{}", next_instance()))?;
         let mut process_limits = ProcessLimits::new(&mut plan)?;
         let raises = std::mem::take(&mut process_limits.raises);
-        note_mechanisms(&mut plan, &identity);
+        note_mechanisms(&mut plan, &identity, map_root);
         let mut steps = vec![];
         if host::is_spared_by_oom_killer() {
             steps.push(Step::ResetOomScore);
@@ -168,6 +166,7 @@ impl Sandbox {
                 let template = spawn::mount_namespace(&made, &binds)?;
                 steps.extend(copies);
                 steps.push(Step::EnterTemplate);
+                steps.extend(enter);
                 steps.extend(private);
                 namespaces -= Namespaces::MOUNT;
                 steps.push(Step::RaiseLimits(raises));
@@ -352,8 +351,12 @@ impl Inner {
 }
 
 /// What init and the steps enforce, by mechanism.
-fn note_mechanisms(plan: &mut Plan, identity: &Identity) {
-    let rootfs = if plan.rootfs.is_some() { "the given directory" } else { "a tmpfs with the host's programs" };
+fn note_mechanisms(plan: &mut Plan, identity: &Identity, map_root: bool) {
+    let rootfs = match (&plan.rootfs, map_root) {
+        (None, _) => "a tmpfs with the host's programs",
+        (Some(_), false) => "the given directory",
+        (Some(_), true) => "the given directory, idmapped",
+    };
     for (feature, by) in [
         (Feature::UserNamespace, identity.describe()),
         (Feature::PidNamespace, "clone3(2), init is PID 1"),
@@ -415,7 +418,7 @@ fn init_config(plan: &Plan, identity: &Identity, notify_ready: u32) -> Result<Ve
     let filter = match plan.mode(Feature::Seccomp) {
         Mode::Off => None,
         _ => {
-            let options = seccomp::Options { single_id: identity.is_single(), ..Default::default() };
+            let options = seccomp::Options { single_id: identity.shares_init(), ..Default::default() };
             let compiled = seccomp::deny_list(options);
             Some(compiled.map_err(|error| Error::invalid("seccomp", error.to_string()))?)
         }
@@ -426,7 +429,7 @@ fn init_config(plan: &Plan, identity: &Identity, notify_ready: u32) -> Result<Ve
         flags: notify_ready
             | wanted(Feature::NoNewPrivs, protocol::NO_NEW_PRIVS)
             | wanted(Feature::Capabilities, protocol::DROP_CAPABILITIES)
-            | if identity.is_single() { 0 } else { protocol::SET_GROUPS | protocol::TAKE_IDS },
+            | identity.init_ids().map_or(0, |_| protocol::SET_GROUPS | protocol::TAKE_IDS),
         uid,
         gid,
         capabilities: 0,

@@ -45,6 +45,8 @@ pub(crate) enum Step {
     DirectoryRoot(Source),
     /// Copies what is mounted at that directory.
     CopyRoot,
+    /// Shows that copy under the ids of [`Context::user_namespace`], what is mounted below its top excepted.
+    MapRoot,
     /// Makes a directory of the root, where it is missing.
     MakeDirectory {
         path: CString,
@@ -225,6 +227,7 @@ impl Step {
                 context.set_root(mount::clone_tree(context.root()?, c"", true)?);
                 Ok(())
             }
+            Self::MapRoot => mount::set_idmap(context.root()?, needed(context.user_namespace)?, false),
             Self::RestrictRoot { attributes, submounts } => restrict(context.root()?, *attributes, submounts),
             Self::MakeDirectory { path, mode } => create_dir_in_root(context.root()?, path, *mode).map(drop),
             Self::MakeFile(path) => create_file_in_root(context.root()?, path, 0o644).map(drop),
@@ -280,6 +283,7 @@ impl Step {
             Self::TmpfsRoot => ("make the root file system", None),
             Self::DirectoryRoot(source) => ("use as root directory", Some(source.path())),
             Self::CopyRoot => ("copy the mounts of the root directory", None),
+            Self::MapRoot => ("map the owners of the root file system", None),
             Self::RestrictRoot { .. } => ("restrict the root file system", None),
             Self::MakeDirectory { path, .. } => ("make the directory", Some(path_of(path))),
             Self::MakeFile(path) => ("make the mount point", Some(path_of(path))),

@@ -153,6 +153,111 @@ fn a_root_directory_is_read_only_unless_said() {
     assert_eq!(fs::read_to_string(root.join("new")).unwrap(), "new\n");
 }
 
+/// Whether the owners of a root directory's files are those of its numbers; if not, the plan says why.
+fn is_mapped(sandbox: &Sandbox) -> bool {
+    !sandbox.plan().warnings().iter().any(|text| text.contains("nobody inside"))
+}
+
+fn owned(path: &std::path::Path, uid: u32) {
+    std::os::unix::fs::chown(path, Some(uid), Some(uid)).unwrap();
+}
+
+#[test]
+fn files_of_a_root_directory_belong_to_whom_they_belong_to_on_disk() {
+    require!(
+        "files_of_a_root_directory_belong_to_whom_they_belong_to_on_disk",
+        common::is_root(),
+        "root",
+        "an ordinary user"
+    );
+    let scratch = Scratch::new("owners");
+    let root = scratch.dir("root", 0o755);
+    scratch.file("root/roots", "secret", 0o600);
+    owned(&scratch.file("root/daemons", "daemon's", 0o600), 999);
+    let script = "stat -c %u:%g / /roots /daemons | tr '\\n' ' '; cat /roots /daemons 2>/dev/null; exit 0";
+    let run = |user: u32| {
+        let sandbox = with_root(&root, |b| _ = b.user(user).group(user)).unwrap();
+        (is_mapped(&sandbox), text(&sh(&sandbox, script)))
+    };
+    match run(0) {
+        (true, said) => {
+            assert_eq!(said, "0:0 0:0 999:999 secret");
+            assert_eq!(run(999).1, "0:0 0:0 999:999 daemon's");
+        }
+        (false, said) => assert_eq!(said, "65534:65534 65534:65534 65534:65534"),
+    }
+}
+
+#[test]
+fn the_root_directory_of_the_host_keeps_its_secrets() {
+    let sandbox = Sandbox::builder().rootfs("/").build().unwrap();
+    assert!(!is_mapped(&sandbox), "{}", sandbox.plan());
+    let output = sh(&sandbox, "test -e /etc/passwd && echo there; cat /etc/shadow 2>&1; exit 0");
+    let said = text(&output);
+    assert!(said.starts_with("there\n") && said.ends_with("Permission denied"), "{said}");
+}
+
+/// What a program with the uid 0 of a mapped directory can do to the host, and where it is let.
+#[test]
+fn a_set_user_id_file_of_root_is_left_only_where_nobody_else_comes() {
+    require!(
+        "a_set_user_id_file_of_root_is_left_only_where_nobody_else_comes",
+        common::is_root(),
+        "root",
+        "an ordinary user"
+    );
+    let scratch = Scratch::new("vault");
+    let (open, vault) = (scratch.dir("open", 0o755), scratch.dir("vault", 0o700));
+    let (inner, root) = (scratch.dir("vault/inner", 0o755), scratch.dir("vault/root", 0o755));
+    let leave = "cp /payload /work/suid && chmod 4755 /work/suid && stat -c %u /work/suid";
+    let run_by_nobody = |program: &std::path::Path| {
+        use std::os::unix::process::CommandExt;
+        let mut command = std::process::Command::new(program);
+        command.args(common::ARGS).env("SANDBOX_PAYLOAD", "ids").uid(65534).gid(65534).current_dir("/");
+        command.output().map(|output| common::said(&output.stdout, "ids"))
+    };
+
+    // Below a directory that nobody else enters. On kernels that cannot map it is an error.
+    let sandbox = common::sandbox(|b| _ = b.bind_owned(&inner, "/work"));
+    let started = sandbox.command("/bin/sh").args(["-c", leave]).output();
+    let output = match started {
+        Ok(output) => output,
+        Err(error) => {
+            assert!(error.to_string().contains("map the owner of"), "{error}");
+            return;
+        }
+    };
+    assert_eq!(text(&output), "0", "{}", String::from_utf8_lossy(&output.stderr));
+    let left = inner.join("suid");
+    let (uid, mode) = (left.metadata().unwrap().uid(), left.metadata().unwrap().mode());
+    assert_eq!((uid, mode & 0o7777), (0, 0o4755));
+    assert_eq!(run_by_nobody(&left).unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+    // Without that directory everybody on the host is root.
+    common::mode(&vault, 0o755);
+    assert_eq!(run_by_nobody(&left).unwrap(), "65534 0 65534 65534", "is {} mounted nosuid?", scratch.0.display());
+    common::mode(&vault, 0o700);
+    fs::remove_file(&left).unwrap();
+
+    // So it is refused elsewhere. The program owns what it is shown, and could open that to all: it does not count.
+    for place in [&open, &vault] {
+        let error = common::build(|b| _ = b.bind_owned(place, "/work")).unwrap_err();
+        assert!(error.kind() == sandbox::ErrorKind::Invalid && error.to_string().contains("set-user-ID"), "{error}");
+    }
+
+    // A root directory is mapped there, and elsewhere it is not.
+    let writable = |root: &std::path::Path| with_root(root, |b| _ = b.rootfs_writable(true)).unwrap();
+    let sandbox = writable(&root);
+    assert!(is_mapped(&sandbox), "{}", sandbox.plan());
+    assert_eq!(text(&sh(&sandbox, "echo x > /made && stat -c %u:%g /made")), "0:0");
+    assert_eq!(root.join("made").metadata().unwrap().uid(), 0);
+    common::mode(&open, 0o777);
+    let sandbox = writable(&open);
+    assert!(!is_mapped(&sandbox) && sandbox.plan().to_string().contains("set-user-ID"), "{}", sandbox.plan());
+    assert!(sh(&sandbox, "cp /payload /suid && chmod 6755 /suid").outcome.success());
+    let left = open.join("suid").metadata().unwrap();
+    assert!(left.uid() != 0 && left.gid() != 0, "{left:?}");
+}
+
 #[test]
 fn a_link_in_the_root_directory_leads_inside_it() {
     let scratch = Scratch::new("links");

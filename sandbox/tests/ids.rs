@@ -8,7 +8,8 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 
 use common::{Scratch, act, ask, field, said, sh, sleeper, text};
-use sandbox::{ErrorKind, User};
+use sandbox::userns::{Extent, IdMap, PoolConfig, Range};
+use sandbox::{Error, ErrorKind, Feature, IdPool, Sandbox, User};
 
 #[test]
 fn payload() {
@@ -41,6 +42,209 @@ fn two_sandboxes_have_different_ids() {
     let children: Vec<_> = (0..4).map(|_| sleeper(&sandbox)).collect();
     let ids: BTreeSet<_> = children.iter().map(|child| host_ids(child.id().unwrap()).0.pop_first()).collect();
     assert_eq!(ids.len(), children.len(), "{ids:?}");
+}
+
+#[test]
+fn the_same_user_of_two_sandboxes_is_two_users() {
+    let [one, other] = [0, 0].map(|_| common::sandbox(|b| _ = b.user(999).group(999)));
+    require!("the_same_user_of_two_sandboxes_is_two_users", common::has_lease(&one), "leased ids", "one id");
+    let (one, other) = (sleeper(&one), sleeper(&other));
+    let [one, other] = [&one, &other].map(|child| host_ids(child.id().unwrap()));
+    assert!(one.0.is_disjoint(&other.0) && one.1.is_disjoint(&other.1), "{one:?} {other:?}");
+    for uid in [one.0, other.0].into_iter().flatten() {
+        assert_eq!(sandbox::owner_of(uid).unwrap().unwrap().inside, Some(999));
+    }
+}
+
+#[test]
+fn a_user_without_an_account_owns_what_it_makes_by_an_id_of_the_range() {
+    use std::os::unix::fs::MetadataExt;
+    // Among the ids of the smallest range, and in nobody's passwd(5).
+    const USER: (u32, u32) = (987, 986);
+    let scratch = Scratch::new("account");
+    let open = scratch.dir("open", 0o777);
+    let sandbox = common::sandbox(|b| _ = b.user(USER.0).group(USER.1).bind(&open, "/open"));
+    assert_eq!(
+        text(&sh(&sandbox, "id -u; id -g; getent passwd 987; true > /open/made; stat -c %u:%g /open/made")),
+        "987\n986\n987:986"
+    );
+    let made = open.join("made").metadata().unwrap();
+    if common::has_lease(&sandbox) {
+        let owner = sandbox::owner_of(made.uid()).unwrap().unwrap();
+        assert_eq!(owner.inside, Some(USER.0));
+        assert!(owner.uids.contains(made.uid()) && owner.gids.contains(made.gid()), "{owner:?} {made:?}");
+    } else {
+        assert_eq!(made.uid(), rustix::process::geteuid().as_raw());
+    }
+}
+
+/// A pool of ids that nothing else has, all of whose records are in `scratch`.
+fn own_pool(scratch: &Scratch, base: u32, slots: u32) -> PoolConfig {
+    let config = PoolConfig::new(Range::new(base, slots * 1024).unwrap(), 1024);
+    config.registered_in(scratch.0.join("registry")).conflicts_from(std::path::Path::new("/nonexistent"))
+}
+
+#[test]
+fn ids_that_are_anothers_are_refused_with_the_line_that_says_so() {
+    let scratch = Scratch::new("claimed");
+    scratch.dir("root/etc", 0o755);
+    scratch.file("root/etc/passwd", "mallory:x:1000:1000::/:/bin/sh\n", 0o644);
+    scratch.file("root/etc/subgid", "", 0o644);
+    scratch.file("root/etc/subuid", "# nothing\nalice:100000:65536\nmallory:3200066000:5\n", 0o644);
+    let config = own_pool(&scratch, 3_200_000_000, 128).conflicts_from(&scratch.0.join("root"));
+    let error = common::build(|b| _ = b.state_dir(scratch.dir("state", 0o700)).subordinate_ids(config)).unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("root/etc/subuid:3") && said.contains("mallory"), "{said}");
+}
+
+#[test]
+fn ids_of_a_user_that_has_none_are_an_error_with_the_fix() {
+    let error = common::build(|b| _ = b.subordinate_ids(IdPool::OfUser("daemon".into()))).unwrap_err();
+    assert!(error.to_string().contains("daemon") && error.to_string().contains("usermod"), "{error}");
+}
+
+#[test]
+fn nobody_inherits_the_files_of_another() {
+    use std::os::unix::fs::MetadataExt;
+    require!("nobody_inherits_the_files_of_another", common::is_root(), "root", "an ordinary user");
+    let scratch = Scratch::new("heirs");
+    let state = scratch.dir("state", 0o700);
+    let trees = ["a", "b"].map(|name| scratch.dir(name, 0o777));
+    let config = own_pool(&scratch, 3_300_000_000, 3);
+    let over = |tree: Option<&std::path::PathBuf>| {
+        common::sandbox(|b| {
+            b.state_dir(&state).subordinate_ids(config.clone());
+            tree.map(|tree| b.bind(tree, "/work"));
+        })
+    };
+    let ids = |sandbox: &Sandbox| host_ids(sleeper(sandbox).id().unwrap()).0.pop_first().unwrap();
+    let make = "umask 077; echo mine >> /work/file && wc -l < /work/file";
+    let owner = |tree: &std::path::PathBuf| tree.join("file").metadata().unwrap().uid();
+
+    // One after another over the same tree: the same ids, and what the first made is the second's.
+    let first = over(Some(&trees[0]));
+    assert_eq!(text(&sh(&first, make)), "1");
+    drop(first);
+    let mine = owner(&trees[0]);
+    let second = over(Some(&trees[0]));
+    assert_eq!((text(&sh(&second, make)), owner(&trees[0])), ("2".to_owned(), mine));
+
+    // Over another, or over none: other ids, for as long as the tree is there.
+    let other = over(Some(&trees[1]));
+    assert_eq!(text(&sh(&other, make)), "1");
+    assert_ne!(owner(&trees[1]), mine);
+    for _ in 0..4 {
+        // Dropping waits until what was leased is given back.
+        let uid = ids(&over(None));
+        assert!(uid != mine && uid != owner(&trees[1]), "{uid}");
+    }
+    let none = over(None);
+    let only = none.start().unwrap();
+    assert!(none.start().unwrap_err().to_string().contains("registered"), "two of three ranges are kept");
+    drop((only, none));
+
+    // Until the caller says that it is gone.
+    drop((second, other));
+    let pool = IdPool::from(config.clone()).open(Some(&state)).unwrap();
+    assert!(pool.forget_tree(&trees[0]).unwrap_err().to_string().contains("still exists"));
+    fs::remove_dir_all(&trees[0]).unwrap();
+    assert_eq!(pool.forget_tree(&trees[0]).unwrap().len(), 1);
+    let none = over(None);
+    let pair = [sleeper(&none), sleeper(&none)];
+    let now: BTreeSet<_> = pair.iter().filter_map(|child| host_ids(child.id().unwrap()).0.pop_first()).collect();
+    assert!(now.contains(&mine), "{now:?}, and {mine} is free");
+}
+
+#[test]
+fn ids_that_cannot_be_kept_are_an_error_or_a_warning() {
+    require!("ids_that_cannot_be_kept_are_an_error_or_a_warning", common::is_root(), "root", "an ordinary user");
+    let scratch = Scratch::new("unkept");
+    let open = scratch.dir("open", 0o777);
+    let config = own_pool(&scratch, 3_400_000_000, 2).registered_in("/proc/nowhere");
+    let change = |b: &mut sandbox::Builder| {
+        _ = b.state_dir(scratch.dir("state", 0o700)).subordinate_ids(config.clone()).bind(&open, "/open");
+    };
+    let error = common::build(change).unwrap_err();
+    assert!(error.to_string().contains("/proc/nowhere"), "{error}");
+    let sandbox = common::sandbox(|b| {
+        change(b);
+        b.prefer(Feature::IdLease);
+    });
+    let warnings = sandbox.plan().warnings().join("\n");
+    assert!(warnings.contains("a later sandbox can get") && warnings.contains("unkept/open"), "{warnings}");
+    assert!(sh(&sandbox, "true > /open/made").outcome.success());
+}
+
+#[test]
+fn a_tree_is_forgotten_when_it_is_gone() {
+    let scratch = Scratch::new("forgotten");
+    let open = scratch.dir("open", 0o777);
+    let sandbox = common::sandbox(|b| _ = b.bind(&open, "/open"));
+    assert!(sh(&sandbox, "true > /open/made").outcome.success());
+    let kept =
+        common::has_lease(&sandbox) && !sandbox.plan().warnings().iter().any(|text| text.contains("later sandbox"));
+    if kept {
+        fs::remove_file(open.join("made")).unwrap();
+        let error = sandbox::forget_tree(&scratch.0, None).unwrap_err();
+        assert!(error.to_string().contains("still exists"), "{error}");
+        drop(sandbox);
+        fs::remove_dir(&open).unwrap();
+        assert_eq!(sandbox::forget_tree(&open, None).unwrap(), 1);
+        assert_eq!(sandbox::forget_tree(&open, None).unwrap(), 0);
+    }
+}
+
+#[test]
+fn maps_are_as_they_were_given() {
+    use std::os::unix::fs::MetadataExt;
+    let scratch = Scratch::new("maps");
+    let open = scratch.dir("open", 0o777);
+    let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let map = |outside: u32, own: u32| match common::is_root() {
+        // Init's id, and two pieces for programs.
+        true => IdMap::new(vec![
+            Extent { inside: 0, outside, count: 10 },
+            Extent { inside: 1000, outside: outside + 5000, count: 2 },
+            Extent { inside: 65533, outside: outside + 9000, count: 1 },
+        ]),
+        false => IdMap::single(1001, own),
+    };
+    let (uids, gids) = (map(3_500_000_000, own.0).unwrap(), map(3_500_100_000, own.1).unwrap());
+    let build = |user: u32| {
+        common::build(|b| _ = b.id_maps(uids.clone(), gids.clone()).user(user).group(user).bind(&open, "/open"))
+    };
+    let sandbox = build(1001).unwrap();
+    let read = text(&sh(&sandbox, "true > /open/made; cat /proc/self/uid_map"));
+    let inside: Vec<u32> = read.split_whitespace().step_by(3).map(|id| id.parse().unwrap()).collect();
+    assert_eq!(inside, uids.extents().iter().map(|extent| extent.inside).collect::<Vec<_>>(), "{read}");
+    let made = open.join("made").metadata().unwrap();
+    assert_eq!((Some(made.uid()), Some(made.gid())), (uids.to_outside(1001), gids.to_outside(1001)));
+    assert!(sandbox.plan().warnings().iter().any(|text| text.contains("id_maps")), "{}", sandbox.plan());
+    assert_eq!(sandbox.plan().feature(Feature::IdLease).and_then(|entry| entry.enforced), None);
+    // An id that is not mapped.
+    let error = build(500).unwrap_err();
+    assert!(error.kind() == ErrorKind::Invalid && error.to_string().contains("500"), "{error}");
+}
+
+/// As an existing user of the host, whose one id init then has, too.
+#[test]
+fn one_id_of_a_given_map_is_shared_with_init_behind_the_filter() {
+    let id = if common::is_root() { 65_000 } else { rustix::process::geteuid().as_raw() };
+    let gid = if common::is_root() { 65_000 } else { rustix::process::getegid().as_raw() };
+    let change =
+        |b: &mut sandbox::Builder| _ = b.id_maps(IdMap::single(0, id).unwrap(), IdMap::single(0, gid).unwrap());
+    let sandbox = common::sandbox(change);
+    let child = sleeper(&sandbox);
+    assert_eq!(host_ids(child.id().unwrap()), ([id].into(), [gid].into()));
+    assert_eq!(
+        text(&sh(&sandbox, "id -u; cat /proc/keys 2>/dev/null | wc -l; kill -9 1; grep CapEff /proc/self/status")),
+        "0\n0\nCapEff:\t0000000000000000"
+    );
+    let error = common::build(|b| {
+        change(b);
+        b.off(Feature::Seccomp);
+    });
+    assert!(matches!(&error, Err(Error::Invalid { .. })), "{error:?}");
 }
 
 #[test]

@@ -252,6 +252,8 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+        // The host ids that were kept for what was bound of it.
+        let _ = sandbox::forget_tree(&self.0, None);
     }
 }
 
