@@ -173,18 +173,15 @@ struct InterfaceFlags {
     rest: [u8; 22],
 }
 
-/// `ioctl(socket, SIOCGIFFLAGS)` and, with `IFF_UP` added, `ioctl(socket, SIOCSIFFLAGS)` for `lo`.
+/// `ioctl(socket, SIOCSIFFLAGS)` of `lo`, to `IFF_UP`.
 pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> Result<(), Errno> {
-    let mut request = InterfaceFlags { name: [0; libc::IFNAMSIZ], flags: 0, rest: [0; 22] };
+    // A new one has no other flag that this call could change, so nothing needs to be asked first.
+    let mut request = InterfaceFlags { name: [0; libc::IFNAMSIZ], flags: libc::IFF_UP as u16, rest: [0; 22] };
     request.name[..2].copy_from_slice(b"lo");
-    for number in [libc::SIOCGIFFLAGS, libc::SIOCSIFFLAGS] {
-        let arguments = [descriptor(socket), number as usize, pointer(&raw mut request), 0, 0, 0];
-        // SAFETY: `request` has the size and layout of `struct ifreq`, is borrowed mutably for the call, and its name
-        // is NUL-terminated.
-        result(unsafe { arch::syscall(libc::SYS_ioctl as isize, arguments) })?;
-        request.flags |= libc::IFF_UP as u16;
-    }
-    Ok(())
+    let arguments = [descriptor(socket), libc::SIOCSIFFLAGS as usize, pointer(&raw mut request), 0, 0, 0];
+    // SAFETY: `request` has the size and layout of `struct ifreq`, is borrowed mutably for the call, and its name is
+    // NUL-terminated.
+    result(unsafe { arch::syscall(libc::SYS_ioctl as isize, arguments) }).map(drop)
 }
 
 /// `execve`; returns only on failure.

@@ -138,8 +138,7 @@ impl Rootfs {
         if plan.proc {
             this.mount_private("/proc", NewFilesystem::Proc)?;
             // Some settings are open to root of the namespace that they are of, even without a capability.
-            this.private.push(Step::BindOntoItself(c"/proc/sys".into()));
-            this.private.push(Step::MakeReadOnly(c"/proc/sys".into()));
+            this.private.push(Step::CoverReadOnly(c"/proc/sys".into()));
             // Before Linux 5.13 everybody reads the names of all processes of the machine here.
             let old_kernel = Path::new("/proc/sched_debug").exists();
             for (mask, file) in [(how.hide_keys, "/proc/keys"), (old_kernel, "/proc/sched_debug")] {

@@ -75,8 +75,8 @@ pub(crate) enum Step {
         filesystem: NewFilesystem,
         path: CString,
     },
-    /// Makes a directory a mount of its own, with attributes of its own.
-    BindOntoItself(CString),
+    /// Covers a directory with a copy of it that cannot be written.
+    CoverReadOnly(CString),
     /// Takes write permission from a mount.
     MakeReadOnly(CString),
     /// Makes the new root the only one.
@@ -244,12 +244,14 @@ impl Step {
                     Err(missing) if missing.raw() == libc::ENOENT => create_dir_in_root(context.root()?, path, 0o755)?,
                     opened => opened?,
                 };
-                mount::attach(tree.as_fd(), target.as_fd())
+                mount::attach_new(tree.as_fd(), target.as_fd())
             }
-            Self::BindOntoItself(path) => {
+            Self::CoverReadOnly(path) => {
                 let place = open_in_root(context.root()?, path, PLACE)?;
                 let copy = mount::clone_tree(place.as_fd(), c"", false)?;
-                mount::attach(copy.as_fd(), place.as_fd())
+                let bare = set_or_defer(copy.as_fd(), Attributes::READ_ONLY)?;
+                mount::attach(copy.as_fd(), place.as_fd())?;
+                if bare { restrict(copy.as_fd(), Attributes::READ_ONLY, &[]) } else { Ok(()) }
             }
             Self::MakeReadOnly(path) => {
                 let tree = open_in_root(context.root()?, path, PLACE)?;
@@ -298,7 +300,7 @@ impl Step {
             Self::AttachBind(number) => ("attach at", bind(number).map(|bind| path_of(&bind.target))),
             Self::Mount { filesystem: NewFilesystem::Proc, path } => ("mount the program's /proc", Some(path_of(path))),
             Self::Mount { path, .. } => ("mount a file system at", Some(path_of(path))),
-            Self::BindOntoItself(path) => ("bind onto itself", Some(path_of(path))),
+            Self::CoverReadOnly(path) => ("make a read-only copy of", Some(path_of(path))),
             Self::MakeReadOnly(path) => ("make read-only", Some(path_of(path))),
             Self::Pivot => ("leave the old root directory", None),
             Self::SendMountNamespace => ("hand over the mount namespace", None),
@@ -358,12 +360,7 @@ fn copy_bind(context: &mut Context<'_>, number: usize) -> Result<(), Errno> {
     let bind = needed(context.binds.get(number))?;
     let place = bind.source.open()?;
     let fd = mount::clone_tree(place.as_fd(), c"", true)?;
-    let bare = match mount::set_attributes(fd.as_fd(), bind.attributes, Attributes::empty(), true) {
-        Ok(()) => false,
-        // Before 5.12 only what is attached can be changed.
-        Err(errno) if matches!(errno.raw(), libc::ENOSYS | libc::EINVAL) => true,
-        Err(errno) => return Err(errno),
-    };
+    let bare = set_or_defer(fd.as_fd(), bind.attributes)?;
     if let Some(owner) = bind.owner {
         let ids = needed(context.owners.get(owner))?;
         mount::set_idmap(fd.as_fd(), ids.as_fd(), false)?;
@@ -385,6 +382,15 @@ fn attach_bind(context: &mut Context<'_>, number: usize) -> Result<(), Errno> {
     };
     mount::attach(tree.fd.as_fd(), target.as_fd())?;
     if tree.bare { restrict(tree.fd.as_fd(), bind.attributes, &bind.source.submounts) } else { Ok(()) }
+}
+
+/// Sets the attributes of a detached tree; true when that must wait until it is attached, as before Linux 5.12.
+fn set_or_defer(tree: BorrowedFd<'_>, attributes: Attributes) -> Result<bool, Errno> {
+    match mount::set_attributes(tree, attributes, Attributes::empty(), true) {
+        Ok(()) => Ok(false),
+        Err(errno) if matches!(errno.raw(), libc::ENOSYS | libc::EINVAL) => Ok(true),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Sets the attributes of an attached tree, all mounts below its top included.

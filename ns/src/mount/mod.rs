@@ -28,7 +28,7 @@ use crate::text;
 
 pub use attributes::{Attributes, set_attributes, set_idmap};
 pub use filesystem::{Filesystem, Overlay, Proc, Tmpfs, devpts, mqueue, overlay, proc, tmpfs};
-pub use tree::{attach, attach_root, clone_tree, enter_root, make_private, pivot};
+pub use tree::{attach, attach_new, attach_root, clone_tree, enter_root, make_private, pivot};
 
 /// Gives `act` a path to the top of a tree, for the calls that take no descriptor: `/proc/self/fd/N`, or `.` for a
 /// moment where `/proc` is not the caller's.

@@ -51,6 +51,16 @@ pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno>
     move_mount(tree, target, c"", MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)
 }
 
+/// The same for a tree that is private already, as a new file system and (since Linux 5.12) a [copy](clone_tree) are: one
+/// system call.
+///
+/// # Errors
+/// As [`attach`].
+pub fn attach_new(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(tree, c"", target, c"", flags).map_err(Errno::of)
+}
+
 fn move_mount(tree: BorrowedFd<'_>, target: BorrowedFd<'_>, path: &CStr, flags: MoveMountFlags) -> Result<(), Errno> {
     let private = set_private(tree);
     let flags = flags | MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
