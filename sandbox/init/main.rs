@@ -148,11 +148,11 @@ fn set_up(init: &mut Init) -> Result<i32, (u32, i32)> {
     if config.flags & protocol::NO_NEW_PRIVS != 0 {
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0).map_err(|errno| (step::NO_NEW_PRIVS, errno))?;
     }
+    default_signals();
+    no_precedence();
     if config.filter_length != 0 {
         install_filter(config.filter_length, at + header as usize).map_err(|errno| (step::SECCOMP, errno))?;
     }
-    default_signals();
-    no_precedence();
     // Fresh zero pages for the requests to come.
     exec::map_inline().map_err(config_error)?;
     watch_children().map_err(|errno| (step::WATCH_CHILDREN, errno))
