@@ -197,7 +197,7 @@ impl From<cgroup::Stuck> for Stuck {
 /// An instance that was started and that nobody uses yet.
 #[derive(Debug)]
 pub(crate) struct Parts {
-    pub(crate) handle: Handle,
+    pub(crate) handle: Arc<Handle>,
     pub(crate) init: Arc<PidFd>,
     pub(crate) init_pid: u32,
     pub(crate) cgroup: Option<Cgroup>,
@@ -226,7 +226,13 @@ impl Parts {
     }
 
     pub(crate) fn into_grave(self) -> Grave {
-        Grave { init: self.init, cgroup: self.cgroup, lease: self.lease, burials: self.burials }
+        Grave {
+            init: self.init,
+            cgroup: self.cgroup,
+            lease: self.lease,
+            burials: self.burials,
+            _things: (self.handle, self.meter),
+        }
     }
 }
 
@@ -241,7 +247,7 @@ struct Gauge {
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) sandbox: Sandbox,
-    pub(crate) handle: Handle,
+    pub(crate) handle: Arc<Handle>,
     pub(crate) init: Arc<PidFd>,
     pub(crate) init_pid: u32,
     cgroup: Option<Cgroup>,
@@ -379,11 +385,13 @@ impl Drop for Running {
         if std::process::id() != self.sandbox.inner.pid {
             return;
         }
+        let gauge = self.counters.get_mut().unwrap_or_else(PoisonError::into_inner);
         keeper::bury(Grave {
             init: Arc::clone(&self.init),
             cgroup: self.cgroup.take(),
             lease: self.lease.take(),
             burials: Arc::clone(&self.sandbox.inner.burials),
+            _things: (Arc::clone(&self.handle), gauge.meter.take()),
         });
     }
 }

@@ -7,13 +7,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
-use cgroup::Cgroup;
+use cgroup::{Cgroup, Meter};
 use ns::PidFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 use userns::Lease;
 
 use crate::child::{Child, Watch};
+use crate::init::Handle;
 use crate::outcome::Leftover;
 use crate::pool::Refill;
 use crate::relay::Relay;
@@ -85,6 +86,9 @@ pub(crate) struct Grave {
     pub(crate) cgroup: Option<Cgroup>,
     pub(crate) lease: Option<Lease>,
     pub(crate) burials: Arc<Burials>,
+    /// Descriptors that are closed with it and no earlier: at the end of the socket init would end at once, on the CPU of
+    /// the caller, who waits for its outcome.
+    pub(crate) _things: (Arc<Handle>, Option<Meter>),
 }
 
 /// A grave that is being dug.
@@ -250,7 +254,6 @@ pub(crate) fn adopt(child: Child) -> Result<(), Error> {
 /// Takes an instance down.
 pub(crate) fn bury(grave: Grave) {
     grave.burials.begin();
-    // The end of the socket has told init to end; the keeper makes sure of it.
     let mut burial = Burial::new(grave);
     // The thread was made when the sandbox was built; without one (after a fork of the host) do it here and now.
     match keeper() {

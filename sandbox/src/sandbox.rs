@@ -321,7 +321,7 @@ impl Inner {
         let cgroup = group.as_ref().and_then(Group::cgroup).filter(|_| notify_ready);
         let meter = cgroup.and_then(|cgroup| cgroup.final_meter().ok());
         Ok(Parts {
-            handle: Handle::new(ours),
+            handle: Arc::new(Handle::new(ours)),
             init_pid: born.pid.get(),
             init: Arc::new(born.pidfd),
             cgroup: group.and_then(Group::into_cgroup),
