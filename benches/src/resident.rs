@@ -1,6 +1,7 @@
 //! The loop of a resident program, and the other end of it.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -18,14 +19,15 @@ pub type Failure = Box<dyn std::error::Error>;
 /// The first failure of `run`, or of standard input or output.
 pub fn serve(mut run: impl FnMut() -> Result<(), Failure>) -> Result<(), Failure> {
     let ballast = ballast()?;
-    let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
+    let mut input = io::stdin().lock();
+    // Unbuffered: the lines of std's would cut an answer in two behind each byte that happens to be a newline.
+    let mut output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let mut byte = [0];
     while input.read(&mut byte)? == 1 {
         let start = Instant::now();
         run()?;
         let elapsed = u64::try_from(start.elapsed().as_nanos())?;
         output.write_all(&elapsed.to_ne_bytes())?;
-        output.flush()?;
     }
     drop(ballast);
     Ok(())
