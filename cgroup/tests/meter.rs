@@ -1,4 +1,4 @@
-//! A reading of the counters takes no memory: this binary counts its allocations.
+//! A reading of the counters takes no memory, and one system call for each file: this binary counts both.
 #![allow(unsafe_code, clippy::unwrap_used, reason = "an allocator is unsafe by nature; tests fail by panicking")]
 
 mod common;
@@ -35,6 +35,41 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn helper() {
     common::act();
+}
+
+/// How many reads the kernel has counted for this thread, this one left out: it is one `pread`.
+fn reads() -> Option<u64> {
+    use std::os::unix::fs::FileExt as _;
+    let mut text = [0; 512];
+    let length = std::fs::File::open("/proc/thread-self/io").ok()?.read_at(&mut text, 0).ok()?;
+    let text = std::str::from_utf8(text.get(..length)?).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("syscr: "))?.parse().ok()
+}
+
+/// The open files of this process in a directory of the group.
+fn open_files(group: &cgroup::Cgroup) -> u64 {
+    let links =
+        std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+    links.filter(|file| group.paths().any(|directory| file.parent() == Some(directory))).count() as u64
+}
+
+#[test]
+fn a_reading_is_one_pread_for_each_file_and_opens_none() {
+    let group = group("preads", USUAL);
+    require!(group.is_ok(), "memory, pids and cpu", group.err().unwrap());
+    require!(reads().is_some(), "a kernel that counts the reads of a thread", "no /proc/thread-self/io");
+    let group = group.unwrap();
+    let closed = open_files(&group);
+    let mut meter = group.meter().unwrap();
+    let files = open_files(&group) - closed;
+    assert!(files >= 5, "memory, its events, processes, CPU time: {files}");
+    for _ in 0..3 {
+        let (first, second) = (reads().unwrap(), reads().unwrap());
+        meter.read().unwrap();
+        let third = reads().unwrap();
+        assert_eq!((third - second) - (second - first), files);
+        assert_eq!(open_files(&group) - closed, files);
+    }
 }
 
 #[test]
