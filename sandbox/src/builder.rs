@@ -502,8 +502,11 @@ impl Builder {
         self
     }
 
-    /// The plan alone, without a look at the host.
-    pub(crate) fn build_plan(&self) -> Result<crate::Plan, Error> {
+    /// The checked plan alone, without a look at the host: which features are wanted how much, not yet by which mechanism.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for contradictions.
+    pub fn plan(&self) -> Result<crate::Plan, Error> {
         crate::Plan::new(&self.options)
     }
 

@@ -82,7 +82,7 @@ impl Sandbox {
             .output_max(1 << 20);
         for feature in Feature::all() {
             // The foundations and what comes later cannot be preferred, which is not this probe's business.
-            if builder.clone().prefer(feature).build_plan().is_ok() {
+            if builder.clone().prefer(feature).plan().is_ok() {
                 builder.prefer(feature);
             }
         }
