@@ -79,6 +79,7 @@ pub struct Limits {
     /// Whether the group runs only when nothing else wants the CPU. Kernel: 5.15.
     pub cpu_idle: Option<bool>,
     /// CPUs that the group may run on; empty: those of the parent. Setting it resets the affinities of its processes.
+    /// CPUs that are offline, or that a group above does not have, are refused on both versions.
     pub cpuset_cpus: Option<CpuList>,
     /// Memory nodes that the group may allocate from; empty: those of the parent.
     pub cpuset_mems: Option<CpuList>,
@@ -476,10 +477,18 @@ impl Cgroup {
                 let part = self.needs(knob)?;
                 let (file, by) = has(part, knob)?;
                 let text = if list.is_empty() { "\n".to_owned() } else { list.to_string() };
-                let read = change.put(part, file, &text)?;
+                let mut read = change.put(part, file, &text)?;
+                // v2 keeps any list, and runs the group on what the groups above leave of it.
+                if let (Version::V2, false) = (part.version, list.is_empty()) {
+                    read = part.dir.read(&format!("{file}.effective"))?;
+                }
                 let enforced: CpuList = parse(part, file, &read, "a list of numbers", read.parse().ok())?;
-                let fits = enforced == *list;
-                change.record(knob, Value::List(list.clone()), Value::List(enforced), by, fits)?;
+                if enforced != *list {
+                    let needs =
+                        format!("numbers that are online and that no group above lacks; here that is {enforced}");
+                    return Err(Error::unsupported(format!("{} {list}", knob.name()), needs));
+                }
+                change.record(knob, Value::List(list.clone()), Value::List(enforced), by, true)?;
             }
         }
         for io in &limits.io_max {

@@ -107,7 +107,7 @@ impl Layout {
             }
             let all = preferred.iter().fold(required, Controllers::with);
             let found = match find(hierarchy, all) {
-                Err(_) if !preferred.is_empty() => find(hierarchy, required),
+                Err(_) if !preferred.is_empty() => find_most(hierarchy, required, preferred),
                 found => found,
             };
             match found {
@@ -258,6 +258,17 @@ fn find(hierarchy: &Hierarchy, wanted: Controllers) -> Result<Place> {
         Some(error) => error,
         None => Error::NotDelegated { path, wanted, error: Errno::ACCESS.into() },
     })
+}
+
+/// The place with all of `required`, and as many of `preferred` as there is one for.
+fn find_most(hierarchy: &Hierarchy, required: Controllers, preferred: Controllers) -> Result<Place> {
+    let (mut found, mut wanted) = (find(hierarchy, required), required);
+    for controller in preferred.iter() {
+        if let Ok(place) = find(hierarchy, wanted.with(controller)) {
+            (found, wanted) = (Ok(place), wanted.with(controller));
+        }
+    }
+    found
 }
 
 fn offered(dir: &Dir) -> Result<Controllers> {
