@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cgroup::CpuList;
 use ns::Namespaces;
 use rlimit::{Limit, Limits, Resource};
 use userns::{IdMap, Pool, PoolConfig};
@@ -42,6 +43,9 @@ pub(crate) struct Options {
     pub(crate) pids_max: Option<u64>,
     pub(crate) cpu_max: Option<(Duration, Duration)>,
     pub(crate) cpu_weight: Option<u16>,
+    pub(crate) cpuset: Option<CpuList>,
+    pub(crate) cpuset_mems: Option<CpuList>,
+    pub(crate) io_max: BTreeMap<PathBuf, IoRates>,
     pub(crate) wall_time_max: Option<Duration>,
     pub(crate) cpu_time_max: Option<Duration>,
     pub(crate) output_max: Option<u64>,
@@ -76,6 +80,25 @@ pub(crate) enum Access {
     Writable,
     /// As the owner of the source may.
     Owned,
+}
+
+/// What may be transferred from and to one block device in a **second**; `None` is no cap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoRates {
+    /// Bytes read.
+    pub read_bytes: Option<u64>,
+    /// Bytes written.
+    pub write_bytes: Option<u64>,
+    /// Read operations.
+    pub read_ops: Option<u64>,
+    /// Write operations.
+    pub write_ops: Option<u64>,
+}
+
+impl IoRates {
+    pub(crate) const fn all(&self) -> [Option<u64>; 4] {
+        [self.read_bytes, self.write_bytes, self.read_ops, self.write_ops]
+    }
 }
 
 /// The network that a program sees.
@@ -182,6 +205,9 @@ impl Builder {
                 pids_max: None,
                 cpu_max: None,
                 cpu_weight: None,
+                cpuset: None,
+                cpuset_mems: None,
+                io_max: BTreeMap::new(),
                 wall_time_max: None,
                 cpu_time_max: None,
                 output_max: None,
@@ -415,6 +441,40 @@ impl Builder {
     pub fn cpu_weight(&mut self, weight: u16) -> &mut Self {
         self.options.cpu_weight = Some(weight);
         self.name(Feature::CpuWeight)
+    }
+
+    /// The CPUs that programs may run on, by number (default: all that the caller's cgroup has).
+    ///
+    /// They cannot leave them: sched_setaffinity(2) chooses among these. A CPU that is offline, or that a cgroup above does
+    /// not have, is refused. Writes `cpuset.cpus`. Kernel: cgroup v2 since 5.0 (cgroup-v2.rst, "Cpuset Interface Files").
+    ///
+    /// ```
+    /// sandbox::Sandbox::builder().cpuset([0, 1]).cpuset_mems([0]);
+    /// ```
+    pub fn cpuset(&mut self, cpus: impl IntoIterator<Item = u32>) -> &mut Self {
+        self.options.cpuset = Some(cpus.into_iter().collect());
+        self.name(Feature::Cpuset)
+    }
+
+    /// The memory nodes that programs may allocate from, by number (default: all that the caller's cgroup has). Writes
+    /// `cpuset.mems`; otherwise as [`cpuset`](Self::cpuset).
+    pub fn cpuset_mems(&mut self, nodes: impl IntoIterator<Item = u32>) -> &mut Self {
+        self.options.cpuset_mems = Some(nodes.into_iter().collect());
+        self.name(Feature::Cpuset)
+    }
+
+    /// Caps what all processes together transfer from and to `device` in a second (default: no cap). Past it they wait.
+    /// Once for each device; said again for one, the last holds.
+    ///
+    /// `device` is a block device by its node (`/dev/sda`) or its numbers (`8:0`); a whole disk, as the kernel counts no
+    /// partitions. Transfers count when they reach the device: what is answered by the page cache is free, and buffered
+    /// writes are paid for when they are written back, on cgroup v1 by nobody. With direct I/O both versions hold.
+    ///
+    /// Writes `io.max` (v1: `blkio.throttle.*_device`). Kernel: built with `BLK_DEV_THROTTLING`; cgroup v2 since 4.5
+    /// (cgroup-v2.rst, "IO Interface Files").
+    pub fn io_max(&mut self, device: impl Into<PathBuf>, rates: IoRates) -> &mut Self {
+        self.options.io_max.insert(device.into(), rates);
+        self.name(Feature::IoMax)
     }
 
     /// Ends a program this long after its start (default: never), by `CLOCK_MONOTONIC`: see

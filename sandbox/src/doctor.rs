@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::plan::NOT_YET;
 use crate::{Feature, Mode, Sandbox};
 
 /// How well a feature is supported.
@@ -80,6 +81,12 @@ impl Sandbox {
             .cpu_time_max(Duration::from_secs(10))
             .wall_time_max(Duration::from_secs(10))
             .output_max(1 << 20);
+        if let Some(cpu) = own_cpu() {
+            builder.cpuset([cpu]);
+        }
+        if let Some(disk) = a_disk() {
+            builder.io_max(disk, crate::IoRates { read_bytes: Some(1 << 30), ..Default::default() });
+        }
         for feature in Feature::all() {
             // The foundations and what comes later cannot be preferred, which is not this probe's business.
             if builder.clone().prefer(feature).plan().is_ok() {
@@ -111,6 +118,20 @@ impl Sandbox {
     }
 }
 
+/// One CPU that the caller may run on.
+fn own_cpu() -> Option<u32> {
+    let cpus = rustix::thread::sched_getaffinity(None).ok()?;
+    (0..rustix::thread::CpuSet::MAX_CPU).find(|cpu| cpus.is_set(*cpu)).and_then(|cpu| u32::try_from(cpu).ok())
+}
+
+/// Any disk, by its numbers.
+fn a_disk() -> Option<String> {
+    std::fs::read_dir("/sys/block").ok()?.flatten().find_map(|disk| {
+        let numbers = std::fs::read_to_string(disk.path().join("dev")).ok()?;
+        Some(numbers.trim().to_owned())
+    })
+}
+
 fn finding(sandbox: &Sandbox, feature: Feature) -> Finding {
     let found = sandbox.plan().feature(feature);
     let words = |text: &Option<std::borrow::Cow<'static, str>>| text.as_deref().unwrap_or_default().to_owned();
@@ -125,11 +146,17 @@ fn finding(sandbox: &Sandbox, feature: Feature) -> Finding {
         Some(entry) if entry.mode != Mode::Off => {
             Finding { feature, state: State::Missing, detail: words(&entry.why_not), fix: words(&entry.fix) }
         }
-        _ => Finding {
+        _ if NOT_YET.contains(&feature) => Finding {
             feature,
             state: State::Missing,
             detail: "this version does not use it yet".to_owned(),
             fix: "wait for a later version".to_owned(),
+        },
+        _ => Finding {
+            feature,
+            state: State::Missing,
+            detail: "nothing was there to try it on".to_owned(),
+            fix: "build a sandbox with it: its error tells what is missing".to_owned(),
         },
     }
 }

@@ -13,7 +13,7 @@ pub struct Enforcement {
     pub feature: Feature,
     /// How much it was wanted.
     pub mode: Mode,
-    /// The value asked for: bytes, processes, nanoseconds. `None` for features without a value, and for "no limit".
+    /// The value asked for: bytes, processes, nanoseconds; how many CPUs; how many rates. `None` for features without a value, and for "no limit".
     pub requested: Option<u64>,
     /// The value **read back from the kernel**; for features without a value 1. `None`: not enforced.
     pub enforced: Option<u64>,

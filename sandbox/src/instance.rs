@@ -1,6 +1,7 @@
 //! An instance: fresh namespaces, ids, cgroup and limits, with init waiting in them.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use crate::init::{Handle, Waited, protocol};
 use crate::keeper::{self, Burials, Grave};
 use crate::outcome::{End, Usage};
 use crate::resources::{self, Counters};
-use crate::{Command, Enforcement, Error, Sandbox};
+use crate::{Command, Enforcement, Error, IoRates, Sandbox};
 
 /// How long init may take to get ready, on the slowest of machines.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -23,7 +24,7 @@ const STOP_POLL: Duration = Duration::from_millis(10);
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Limits for [`Instance::set_limits`]. `None` leaves a limit as it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LiveLimits {
     /// As [`Builder::memory_max`](crate::Builder::memory_max), in bytes.
     pub memory_max: Option<u64>,
@@ -35,6 +36,10 @@ pub struct LiveLimits {
     pub cpu_max: Option<(Duration, Duration)>,
     /// As [`Builder::cpu_weight`](crate::Builder::cpu_weight).
     pub cpu_weight: Option<u16>,
+    /// As [`Builder::cpuset`](crate::Builder::cpuset). Affinities that programs chose for themselves are forgotten.
+    pub cpuset: Option<Vec<u32>>,
+    /// As [`Builder::io_max`](crate::Builder::io_max). Rates and devices that are not named stay as they are.
+    pub io_max: Vec<(PathBuf, IoRates)>,
 }
 
 /// A running sandbox: programs are started in it one after another or side by side.
@@ -131,7 +136,7 @@ impl Instance {
         self.kill(KILL_TIMEOUT)
     }
 
-    /// Changes limits while programs run: memory, swap, processes, CPU. All of them or none.
+    /// Changes limits while programs run: memory, swap, processes, CPU, devices. All of them or none.
     ///
     /// Lowering memory below what is in use makes the kernel reclaim, and on cgroup v2 kill. Returns what the kernel read
     /// back; `pids_max` counts the programs' processes, as everywhere.
@@ -140,7 +145,7 @@ impl Instance {
     /// [`Error::Cgroup`] when a limit cannot be set; then none has changed. [`Error::Unsupported`] without a cgroup.
     pub fn set_limits(&self, limits: &LiveLimits) -> Result<Vec<Enforcement>, Error> {
         let cgroup = self.running.cgroup("set_limits")?;
-        let applied = cgroup.set(&resources::live(limits))?;
+        let applied = cgroup.set(&resources::live(limits)?)?;
         Ok(resources::entries(&self.running.sandbox.inner.plan, &applied).collect())
     }
 

@@ -74,7 +74,7 @@ mod stdio;
 mod step;
 mod sys;
 
-pub use builder::{Builder, IdPool, Network, User};
+pub use builder::{Builder, IdPool, IoRates, Network, User};
 pub use child::{Child, Signal};
 pub use command::Command;
 pub use doctor::{Finding, State, Support};

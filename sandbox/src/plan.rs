@@ -7,11 +7,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use cgroup::CpuList;
 use ns::Namespaces;
 use rlimit::{Limit, Limits, Resource};
 use userns::IdMap;
 
-use crate::builder::{IdPool, MountKind, MountOption, Network, Options, User};
+use crate::builder::{IdPool, IoRates, MountKind, MountOption, Network, Options, User};
 use crate::{Enforcement, Error, Feature, Mode};
 
 /// The namespaces that a sandbox may share with its caller.
@@ -27,7 +28,7 @@ const FOUNDATION: [Feature; 4] =
     [Feature::UserNamespace, Feature::PidNamespace, Feature::MountNamespace, Feature::Rootfs];
 
 /// Features of the list that no builder method asks for yet.
-const NOT_YET: [Feature; 4] = [Feature::Overlay, Feature::IoMax, Feature::Cpuset, Feature::Landlock];
+pub(crate) const NOT_YET: [Feature; 2] = [Feature::Overlay, Feature::Landlock];
 
 /// Processes and threads of the programs, where nobody says otherwise.
 const DEFAULT_PIDS: u64 = 256;
@@ -62,6 +63,9 @@ pub struct Plan {
     pub(crate) id_pool: IdPool,
     pub(crate) rlimits: BTreeMap<Resource, Limits>,
     pub(crate) cpu_max: Option<(Duration, Duration)>,
+    pub(crate) cpuset: Option<CpuList>,
+    pub(crate) cpuset_mems: Option<CpuList>,
+    pub(crate) io_max: BTreeMap<PathBuf, IoRates>,
     pub(crate) wall_time_max: Option<Duration>,
     pub(crate) cpu_time_max: Option<Duration>,
     pub(crate) output_max: Option<u64>,
@@ -94,6 +98,9 @@ impl Plan {
             id_pool: options.id_pool.clone().unwrap_or_default(),
             rlimits: BTreeMap::new(),
             cpu_max: options.cpu_max,
+            cpuset: options.cpuset.clone(),
+            cpuset_mems: options.cpuset_mems.clone(),
+            io_max: options.io_max.clone(),
             wall_time_max: options.wall_time_max,
             cpu_time_max: options.cpu_time_max,
             output_max: options.output_max,
@@ -222,6 +229,31 @@ impl Plan {
         }
         let (mode, weight) = named(Feature::CpuWeight, options.cpu_weight.map(u64::from));
         self.want(Feature::CpuWeight, mode, weight);
+
+        for (what, list) in [("cpuset", &options.cpuset), ("cpuset_mems", &options.cpuset_mems)] {
+            if list.as_ref().is_some_and(CpuList::is_empty) {
+                return Err(Error::invalid(what, "an empty list; leave it out for all that there are"));
+            }
+        }
+        let list = options.cpuset.as_ref().or(options.cpuset_mems.as_ref());
+        let (mode, places) = named(Feature::Cpuset, list.map(CpuList::len));
+        self.want(Feature::Cpuset, mode, places);
+
+        let mut rates = 0;
+        for (device, caps) in &options.io_max {
+            check_path("io_max", device)?;
+            let caps = caps.all().into_iter().flatten();
+            rates += caps.clone().count() as u64;
+            if caps.clone().count() == 0 || caps.clone().any(|cap| cap == 0) {
+                let why = format!(
+                    "{}: at least one rate, and none of 0, which would be no transfer at all",
+                    device.display()
+                );
+                return Err(Error::invalid("io_max", why));
+            }
+        }
+        let (mode, rates) = named(Feature::IoMax, Some(rates).filter(|rates| *rates > 0));
+        self.want(Feature::IoMax, mode, rates);
 
         for (feature, value) in [(Feature::DiskMax, options.disk_max), (Feature::InodesMax, options.inodes_max)] {
             if value == Some(0) {
@@ -470,6 +502,18 @@ mod tests {
     }
 
     #[test]
+    fn cpus_and_rates_are_counted() {
+        let plan = plan(|b| {
+            b.cpuset([3, 0, 1]);
+            b.io_max("8:0", IoRates { read_bytes: Some(1), write_ops: Some(2), ..Default::default() });
+            b.io_max("8:16", IoRates { read_bytes: Some(1), ..Default::default() })
+        });
+        let plan = plan.unwrap();
+        assert_eq!((plan.requested(Feature::Cpuset), plan.mode(Feature::Cpuset)), (Some(3), Mode::Require));
+        assert_eq!((plan.requested(Feature::IoMax), plan.mode(Feature::IoMax)), (Some(3), Mode::Require));
+    }
+
+    #[test]
     fn contradictions_are_refused_in_words() {
         assert!(refused(|b| b.pids_max(0)).contains("pids_max"));
         assert!(refused(|b| b.off(Feature::PidNamespace)).contains("stands on it"));
@@ -484,6 +528,12 @@ mod tests {
         assert!(refused(|b| b.rlimit(Resource::Nofile, Limit::Value(2), Limit::Value(1))).contains("soft limit 2"));
         assert!(refused(|b| b.wall_time_max(Duration::ZERO)).contains("wall_time_max"));
         assert!(refused(|b| b.cpu_max(Duration::ZERO, Duration::from_millis(100))).contains("cpu_max"));
+        assert!(refused(|b| b.cpuset([])).contains("cpuset"));
+        assert!(refused(|b| b.cpuset([0]).cpuset_mems([])).contains("cpuset_mems"));
+        assert!(refused(|b| b.io_max("/dev/sda", IoRates::default())).contains("at least one rate"));
+        assert!(
+            refused(|b| b.io_max("8:0", IoRates { read_ops: Some(0), ..Default::default() })).contains("none of 0")
+        );
     }
 
     #[test]

@@ -1,22 +1,29 @@
 //! The cgroup side of a sandbox: where its groups go, which limits they get, and what their counters say.
 
+use std::fmt::Write as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cgroup::{Cgroup, Controller, Controllers, CpuMax, Knob, Layout, Limit, Limits, Needs, Parent, Value};
+use cgroup::{
+    Cgroup, Controller, Controllers, CpuMax, Device, IoMax, Knob, Layout, Limit, Limits, Needs, Parent, Setting, Value,
+};
 use rlimit::{Limit as Bound, Limits as Bounds, Resource};
 
 use crate::error::cause_and_hint;
 use crate::plan::{Plan, nanoseconds};
-use crate::{Enforcement, Error, Feature, LiveLimits, Mode};
+use crate::{Enforcement, Error, Feature, IoRates, LiveLimits, Mode};
 
 /// Features that live in a cgroup, the controller and the knob of each.
-const FEATURES: [(Feature, Option<Controller>, Option<Knob>); 6] = [
+const FEATURES: [(Feature, Option<Controller>, Option<Knob>); 8] = [
     (Feature::MemoryMax, Some(Controller::Memory), Some(Knob::MemoryMax)),
     (Feature::MemorySwapMax, Some(Controller::Memory), Some(Knob::MemorySwapMax)),
     (Feature::PidsMax, Some(Controller::Pids), Some(Knob::PidsMax)),
     (Feature::CpuMax, Some(Controller::Cpu), Some(Knob::CpuMax)),
     (Feature::CpuWeight, Some(Controller::Cpu), Some(Knob::CpuWeight)),
+    (Feature::Cpuset, Some(Controller::Cpuset), Some(Knob::CpusetCpus)),
+    (Feature::IoMax, Some(Controller::Io), Some(Knob::IoMax)),
     (Feature::CpuTimeMax, None, None),
 ];
 /// What init adds to the processes of the programs.
@@ -164,13 +171,14 @@ fn try_limits(plan: &mut Plan, group: &Group) -> Result<(Limits, cgroup::Applied
             ("the controller is not available here".to_owned(), FIX.to_owned())
         } else {
             let mut more = limits.clone();
-            put(&mut more, plan, feature, value);
-            match cgroup.set(&more) {
-                Ok(_) => {
+            match put(&mut more, plan, feature, value).map(|()| cgroup.set(&more)) {
+                Ok(Ok(_)) => {
                     limits = more;
                     continue;
                 }
-                Err(error) => explain(&error),
+                Ok(Err(error)) => explain(&error),
+                Err(error) if mode == Mode::Require => return Err(error),
+                Err(error) => (error.to_string(), "name what there is".to_owned()),
             }
         };
         let entry = weaker(plan, entry.not(refused.0, refused.1)).check()?;
@@ -183,15 +191,51 @@ fn try_limits(plan: &mut Plan, group: &Group) -> Result<(Limits, cgroup::Applied
     Ok((limits, applied))
 }
 
-fn put(limits: &mut Limits, plan: &Plan, feature: Feature, value: u64) {
+fn put(limits: &mut Limits, plan: &Plan, feature: Feature, value: u64) -> Result<(), Error> {
     match feature {
         Feature::MemoryMax => limits.memory_max = Some(Limit::Value(value)),
         Feature::MemorySwapMax => limits.memory_swap_max = Some(Limit::Value(value)),
         Feature::PidsMax => limits.pids_max = Some(Limit::Value(value + INIT_PROCESSES)),
         Feature::CpuMax => limits.cpu_max = plan.cpu_max.map(cpu_max),
         Feature::CpuWeight => limits.cpu_weight = u32::try_from(value).ok(),
+        Feature::Cpuset => (limits.cpuset_cpus, limits.cpuset_mems) = (plan.cpuset.clone(), plan.cpuset_mems.clone()),
+        Feature::IoMax => {
+            limits.io_max = plan.io_max.iter().map(|(device, rates)| io_max(device, rates)).collect::<Result<_, _>>()?
+        }
         _ => {}
     }
+    Ok(())
+}
+
+fn io_max(path: &Path, rates: &IoRates) -> Result<IoMax, Error> {
+    let mut io = IoMax::new(device(path)?);
+    [io.read_bytes, io.write_bytes, io.read_ops, io.write_ops] = rates.all().map(|rate| rate.map(Limit::Value));
+    Ok(io)
+}
+
+/// A disk by its node or its numbers.
+fn device(path: &Path) -> Result<Device, Error> {
+    let numbers = path.to_str().and_then(|text| text.parse::<Device>().ok());
+    let device = match numbers {
+        Some(device) => device,
+        None => {
+            let refused = |error| Error::setup_at("limit the rates of", path, error);
+            let node = std::fs::metadata(path).map_err(refused)?;
+            if !node.file_type().is_block_device() {
+                return Err(refused(rustix::io::Errno::NOTBLK.into()));
+            }
+            Device { major: rustix::fs::major(node.rdev()), minor: rustix::fs::minor(node.rdev()) }
+        }
+    };
+    let entry = PathBuf::from(format!("/sys/dev/block/{device}"));
+    if entry.join("partition").exists() {
+        let disk =
+            entry.canonicalize().ok().and_then(|entry| Some(Path::new("/dev").join(entry.parent()?.file_name()?)));
+        let disk = disk.map_or_else(|| "its disk".to_owned(), |disk| disk.display().to_string());
+        let why = format!("{} is a partition, and the kernel counts whole disks: name {disk}", path.display());
+        return Err(Error::invalid("io_max", why));
+    }
+    Ok(device)
 }
 
 fn cpu_max((quota, period): (Duration, Duration)) -> CpuMax {
@@ -200,14 +244,16 @@ fn cpu_max((quota, period): (Duration, Duration)) -> CpuMax {
 }
 
 /// Limits for a group that lives.
-pub(crate) fn live(limits: &LiveLimits) -> Limits {
+pub(crate) fn live(limits: &LiveLimits) -> Result<Limits, Error> {
     let mut group = Limits::default();
     group.memory_max = limits.memory_max.map(Limit::Value);
     group.memory_swap_max = limits.memory_swap_max.map(Limit::Value);
     group.pids_max = limits.pids_max.map(|pids| Limit::Value(pids.saturating_add(INIT_PROCESSES)));
     group.cpu_max = limits.cpu_max.map(cpu_max);
     group.cpu_weight = limits.cpu_weight.map(u32::from);
-    group
+    group.cpuset_cpus = limits.cpuset.as_ref().map(|cpus| cpus.iter().copied().collect());
+    group.io_max = limits.io_max.iter().map(|(device, rates)| io_max(device, rates)).collect::<Result<_, _>>()?;
+    Ok(group)
 }
 
 /// What a group read back, as entries of the report.
@@ -215,6 +261,12 @@ pub(crate) fn entries<'a>(plan: &'a Plan, applied: &'a cgroup::Applied) -> impl 
     let found: Vec<_> = FEATURES
         .iter()
         .filter_map(|(feature, _, knob)| {
+            let entry = Enforcement::wanted(*feature, plan.mode(*feature), plan.requested(*feature));
+            match feature {
+                Feature::Cpuset => return cpuset_entry(entry, applied),
+                Feature::IoMax => return io_entry(entry, applied),
+                _ => {}
+            }
             let setting = applied.get((*knob)?)?;
             let enforced = match &setting.enforced {
                 Value::Limit(limit) => limit.value()?,
@@ -224,11 +276,42 @@ pub(crate) fn entries<'a>(plan: &'a Plan, applied: &'a cgroup::Applied) -> impl 
             };
             let enforced =
                 if *feature == Feature::PidsMax { enforced.saturating_sub(INIT_PROCESSES) } else { enforced };
-            let entry = Enforcement::wanted(*feature, plan.mode(*feature), plan.requested(*feature));
             Some(entry.by(enforced, setting.by))
         })
         .collect();
     found.into_iter()
+}
+
+/// How many there are, and which.
+fn cpuset_entry(entry: Enforcement, applied: &cgroup::Applied) -> Option<Enforcement> {
+    let mut lists = [Knob::CpusetCpus, Knob::CpusetMems].into_iter().filter_map(|knob| {
+        let Setting { enforced: Value::List(list), by, .. } = applied.get(knob)? else { return None };
+        Some((list.len(), format!("{by} {list}")))
+    });
+    let (count, first) = lists.next()?;
+    let words = lists.fold(first, |words, (_, next)| words + ", " + &next);
+    Some(entry.by(count, words))
+}
+
+/// How many rates there are, and which.
+fn io_entry(entry: Enforcement, applied: &cgroup::Applied) -> Option<Enforcement> {
+    let (mut count, mut words) = (0, String::new());
+    for setting in applied.settings.iter().filter(|setting| setting.knob == Knob::IoMax) {
+        let Value::Io(io) = &setting.enforced else { continue };
+        if words.is_empty() {
+            words.push_str(setting.by);
+        }
+        let _ = write!(words, " {}", io.device);
+        for (name, rate) in
+            [("read", io.read_bytes), ("write", io.write_bytes), ("read ops", io.read_ops), ("write ops", io.write_ops)]
+        {
+            if let Some(rate) = rate.and_then(Limit::value) {
+                count += 1;
+                let _ = write!(words, " {name} {rate}/s");
+            }
+        }
+    }
+    (count > 0).then(|| entry.by(count, words))
 }
 
 /// What a group's counters say at one moment.
