@@ -46,10 +46,12 @@ impl Report {
     }
 }
 
-/// `SKIP name: needs …; found …`, perhaps behind libtest's unfinished `test name ... `.
+/// `SKIP name: needs …; found …`, perhaps behind a line that libtest has not ended yet: it writes `test name ... `, the
+/// verdict and the end of the line one after the other, while other tests go on.
 fn skip_line(line: &str) -> Option<String> {
+    const UNFINISHED: [&str; 4] = ["... ", "... ok", "... FAILED", "... ignored"];
     let at = line.find("SKIP ")?;
-    if at != 0 && !line[..at].ends_with("... ") {
+    if at != 0 && !UNFINISHED.iter().any(|end| line[..at].ends_with(end)) {
         return None;
     }
     let (name, reason) = line[at + "SKIP ".len()..].split_once(": ")?;
@@ -74,11 +76,15 @@ mod tests {
                     test hog ... ok\n\
                     test swap ... SKIP swap: needs swap\n\
                     ok\n\
+                    test late ... okSKIP quota: needs a disk; found none\n\
+                    \n\
+                    test quota ... ok\n\
                     test fork ... FAILED\n\
-                    test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s\n";
+                    test result: FAILED. 4 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s\n";
         let report = Report::parse(text).unwrap();
-        assert_eq!((report.passed, report.failed, report.skipped), (0, 1, 3));
-        assert_eq!(Vec::from_iter(report.skips), ["hog: needs controller memory", "swap: needs swap"]);
+        assert_eq!((report.passed, report.failed, report.skipped), (1, 1, 4));
+        let skips = ["hog: needs controller memory", "quota: needs a disk", "swap: needs swap"];
+        assert_eq!(Vec::from_iter(report.skips), skips);
     }
 
     #[test]
