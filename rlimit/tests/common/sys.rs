@@ -7,9 +7,19 @@
 use std::ffi::CStr;
 use std::io;
 use std::ptr;
+use std::time::Duration;
 
 fn answer(returned: i32) -> io::Result<()> {
     if returned == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The CPU time that this process has used. (rustix asks the vDSO alone, and not every kernel of today has the clocks there.)
+pub fn cpu_time() -> io::Result<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes the structure that it is given.
+    answer(unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) })?;
+    let (seconds, nanoseconds) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
+    Ok(Duration::new(seconds.map_err(io::Error::other)?, nanoseconds.map_err(io::Error::other)?))
 }
 
 /// mlock(2) of the pages of a slice, for as long as they are mapped.
