@@ -107,33 +107,39 @@ fn witness(dir: &Path, lease: &Lease) -> Result<OwnedFd, String> {
     Ok(file.into())
 }
 
-/// 16 processes × 200 leases (20 in a guest), four of them killed over and over in the middle of it.
+/// 12 processes × 200 leases (20 in a guest), and four more that are killed over and over in the middle of it.
 #[test]
 fn processes_never_share_a_slot_even_when_killed() {
     const BASE: u32 = base(4);
     const NAME: &str = "processes_never_share_a_slot_even_when_killed";
     const SLOTS: u32 = 48;
     let _alone = alone();
-    if let Some(dir) = part() {
-        return worker(&pool(Path::new(&dir), BASE, SLOTS), Path::new(&dir));
+    if let Some(part) = part() {
+        let (dir, times) = part.split_once(' ').unwrap();
+        return worker(&pool(Path::new(dir), BASE, SLOTS), Path::new(dir), times.parse().unwrap());
     }
     let dir = tempfile::tempdir().unwrap();
     drop(pool(dir.path(), BASE, SLOTS));
-    let start = || again(NAME, dir.path().to_str().unwrap()).stdout(Stdio::piped()).spawn().unwrap();
-    let steady: Vec<Child> = (0..12).map(|_| start()).collect();
+    let start = |times: u32| {
+        let part = format!("{} {times}", dir.path().display());
+        again(NAME, &part).stdout(Stdio::piped()).spawn().unwrap()
+    };
+    // Not done before they are killed, and not there for ever if nobody does it.
+    let victim = || start(50 * leases());
+    let steady: Vec<Child> = (0..12).map(|_| start(leases())).collect();
     let mut killed = 0;
-    let mut victims: Vec<Child> = (0..4).map(|_| start()).collect();
+    let mut victims: Vec<Child> = (0..4).map(|_| victim()).collect();
     let mut steady_left = steady;
     let clock = Instant::now();
     while !steady_left.is_empty() && clock.elapsed() < Duration::from_secs(120) {
-        for victim in &mut victims {
+        for one in &mut victims {
             std::thread::sleep(Duration::from_millis(15));
-            if victim.try_wait().unwrap().is_none() {
-                kill(victim);
+            if one.try_wait().unwrap().is_none() {
+                kill(one);
                 killed += 1;
             }
-            victim.wait().unwrap();
-            *victim = start();
+            one.wait().unwrap();
+            *one = victim();
         }
         let finished = |child: &mut Child| child.try_wait().unwrap().is_none();
         for child in steady_left.extract(finished) {
@@ -144,6 +150,7 @@ fn processes_never_share_a_slot_even_when_killed() {
     }
     assert!(steady_left.is_empty(), "the workers are stuck");
     for mut victim in victims {
+        kill(&victim);
         let _ = victim.wait();
     }
     assert!(killed > 0);
@@ -181,10 +188,10 @@ fn leases() -> u32 {
     if guest() { 20 } else { 200 }
 }
 
-fn worker(pool: &Pool, dir: &Path) {
+fn worker(pool: &Pool, dir: &Path, times: u32) {
     // A process that is killed closes its descriptors in order: the witness must go before the lease does.
     let mut low: OwnedFd = fs::File::open("/dev/null").unwrap().into();
-    for n in 0..leases() {
+    for n in 0..times {
         let lease = pool.lease("worker").unwrap();
         let second = witness(dir, &lease).unwrap();
         dup3(&second, &mut low, rustix::io::DupFlags::CLOEXEC).unwrap();
@@ -195,7 +202,7 @@ fn worker(pool: &Pool, dir: &Path) {
         low = fs::File::open("/dev/null").unwrap().into();
         if n % 25 == 0 { drop(lease) } else { lease.release().unwrap() }
     }
-    println!("leases {}", leases());
+    println!("leases {times}");
 }
 
 #[test]
