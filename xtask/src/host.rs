@@ -17,6 +17,9 @@ const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// For one test binary.
 const TEST_LIMIT: Duration = Duration::from_secs(5 * 60);
 
+/// Makes the facade's tests use pools of so many prepared instances.
+const PREPARED: &str = "SANDBOX_TEST_PREPARED";
+
 /// Runs all of it, also after a failure, so that one run shows everything. With `bless` the list of skips is written anew.
 pub(crate) fn run(bless: bool) -> Result<Report> {
     if let Err(error) = packages::ensure(&[Need::Host]) {
@@ -39,6 +42,16 @@ pub(crate) fn run(bless: bool) -> Result<Report> {
     for binary in &binaries {
         let report = tests(&binary.name, binary.command());
         skips.extend(report.skips.iter().map(|skip| format!("{} {skip}", binary.name)));
+        total.add(&report);
+    }
+    for binary in binaries.iter().filter(|binary| binary.name.starts_with("sandbox/tests/")) {
+        let mut command = binary.command();
+        command.env(PREPARED, "2");
+        let mut report = tests(&format!("{} with pools", binary.name), command);
+        let before = skips.len();
+        skips.extend(report.skips.iter().map(|skip| format!("{} {skip}", binary.name)));
+        // They are the same tests: what skips has been counted.
+        report.skipped = skips.len() - before;
         total.add(&report);
     }
     total.add(&tests("documentation examples", cargo(&["test", "--quiet", "--doc"])));

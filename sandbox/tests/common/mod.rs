@@ -74,10 +74,16 @@ pub fn payload() -> PathBuf {
     std::env::current_exe().unwrap()
 }
 
+/// How many instances every sandbox of these tests is to keep ready: `SANDBOX_TEST_PREPARED=2` runs the same tests with
+/// pools.
+pub fn prepared() -> usize {
+    std::env::var("SANDBOX_TEST_PREPARED").map_or(0, |number| number.parse().unwrap())
+}
+
 /// The defaults, this binary at `/payload`, and what `change` says.
 pub fn build(change: impl FnOnce(&mut Builder)) -> Result<Sandbox, Error> {
     let mut builder = Sandbox::builder();
-    builder.bind_read_only(payload(), "/payload");
+    builder.bind_read_only(payload(), "/payload").prepared(prepared());
     change(&mut builder);
     builder.build()
 }
