@@ -20,6 +20,8 @@ use crate::{Error, Result};
 const FREEZE: Duration = Duration::from_millis(100);
 /// How long to wait for the dead before looking for newcomers.
 const ROUND: Duration = Duration::from_millis(100);
+/// How long somebody who has been woken for nothing is given to sleep again.
+const MOMENT: Duration = Duration::from_millis(20);
 
 /// What [`Cgroup::kill`] did.
 ///
@@ -145,9 +147,15 @@ impl Cgroup {
             }
             self.kill_now()?;
         }
-        let left = self.members()?;
-        let mut stuck: Vec<Stuck> =
-            left.iter().filter_map(|&pid| inspect(pid)).filter(|one| one.state != 'Z').collect();
+        let look = || -> Result<Vec<Stuck>> {
+            Ok(self.members()?.into_iter().filter_map(inspect).filter(|one| one.state != 'Z').collect())
+        };
+        let mut stuck = look()?;
+        // Thawing wakes whoever sleeps, even uninterruptibly, for a moment (Linux before 5.14, where kills need it).
+        let moment = Deadline::after(if timeout.is_zero() { timeout } else { MOMENT });
+        while stuck.iter().any(|one| one.reason == Reason::Pending) && moment.pause() {
+            stuck = look()?;
+        }
         // Deeper first: an init waits for its members.
         stuck.sort_by_key(|one| (one.reason == Reason::NamespaceMembers, one.pid));
         let gone = |pid: &u32| !stuck.iter().any(|one| one.pid == *pid);
