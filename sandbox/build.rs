@@ -7,8 +7,15 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::{env, fs};
 
-const SOURCES: [&str; 6] =
-    ["init/main.rs", "init/arch/mod.rs", "init/arch/x86_64.rs", "init/exec.rs", "init/reap.rs", "src/init/protocol.rs"];
+const SOURCES: [&str; 7] = [
+    "init/main.rs",
+    "init/arch/mod.rs",
+    "init/arch/x86_64.rs",
+    "init/exec.rs",
+    "init/landlock.rs",
+    "init/reap.rs",
+    "src/init/protocol.rs",
+];
 const FLAGS: [&str; 12] = [
     "--edition=2024",
     "--crate-type=bin",

@@ -20,7 +20,6 @@ const PROT_WRITE: usize = 2;
 const O_PATH: usize = 0x20_0000;
 const O_DIRECTORY: usize = 0x1_0000;
 const AT_FDCWD: usize = -100isize as usize;
-const OPENAT: usize = 257;
 const PR_CAP_AMBIENT: usize = 47;
 const PR_CAP_AMBIENT_RAISE: usize = 2;
 const ENOENT: i32 = 2;
@@ -289,7 +288,7 @@ fn execute(request: &Request) -> (u32, i32, u32) {
 
 fn exists(path: u64, flags: usize) -> bool {
     // SAFETY: a NUL-terminated string of the request.
-    let fd = unsafe { syscall(OPENAT, [AT_FDCWD, path as usize, O_PATH | flags, 0, 0, 0]) };
+    let fd = unsafe { syscall(nr::OPENAT, [AT_FDCWD, path as usize, O_PATH | flags, 0, 0, 0]) };
     if fd >= 0 {
         close(fd as i32);
     }

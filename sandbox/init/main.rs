@@ -11,6 +11,7 @@
 
 mod arch;
 mod exec;
+mod landlock;
 #[path = "../src/init/protocol.rs"]
 mod protocol;
 mod reap;
@@ -74,8 +75,8 @@ pub(crate) extern "C" fn main() -> ! {
     let init = unsafe { &mut *INIT.get() };
     let signals = match set_up(init) {
         Ok(signals) => signals,
-        Err((step, errno)) => {
-            reap::answer(&Reply { kind: protocol::BROKEN, step, errno, ..Reply::default() }, None);
+        Err(Broken { step, errno, detail }) => {
+            reap::answer(&Reply { kind: protocol::BROKEN, step, errno, detail, ..Reply::default() }, None);
             exit(1);
         }
     };
@@ -109,10 +110,23 @@ pub(crate) extern "C" fn main() -> ! {
 }
 
 const EMPTY_CONFIG: Config =
-    Config { version: 0, flags: 0, uid: 0, gid: 0, capabilities: 0, filter_length: 0, reserved: 0 };
+    Config { version: 0, flags: 0, uid: 0, gid: 0, capabilities: 0, filter_length: 0, landlock_length: 0 };
+
+/// Why init cannot be: in which step, the kernel's answer, and the step's index.
+pub(crate) struct Broken {
+    pub(crate) step: u32,
+    pub(crate) errno: i32,
+    pub(crate) detail: u32,
+}
+
+impl From<(u32, i32)> for Broken {
+    fn from((step, errno): (u32, i32)) -> Self {
+        Self { step, errno, detail: 0 }
+    }
+}
 
 /// Hardens init itself, so that programs inherit all of it but the ids; the descriptor that tells of ended children.
-fn set_up(init: &mut Init) -> Result<i32, (u32, i32)> {
+fn set_up(init: &mut Init) -> Result<i32, Broken> {
     let config_error = |errno| (step::READ_CONFIG, errno);
     exec::map_inline().map_err(config_error)?;
     let at = protocol::REQUEST_BASE as usize;
@@ -121,14 +135,19 @@ fn set_up(init: &mut Init) -> Result<i32, (u32, i32)> {
     let header = size_of::<Config>() as isize;
     check(read).map_err(config_error)?;
     if read < header {
-        return Err(config_error(EINVAL));
+        return Err(config_error(EINVAL).into());
     }
     // SAFETY: at least a whole header of plain data was received.
     let config = unsafe { *(at as *const Config) };
-    if config.version != protocol::VERSION || read != header + config.filter_length as isize * 8 {
-        return Err(config_error(EINVAL));
+    let filter_end = header + config.filter_length as isize * 8;
+    if config.version != protocol::VERSION || read != filter_end + config.landlock_length as isize {
+        return Err(config_error(EINVAL).into());
     }
     init.config = config;
+    let rules = match config.landlock_length {
+        0 => None,
+        _ => Some(landlock::rules(at + filter_end as usize)?),
+    };
     // Not readable through /proc, not traceable: said again after the change of ids, which resets it.
     prctl(PR_SET_DUMPABLE, 0, 0).map_err(|errno| (step::TAKE_IDS, errno))?;
     if config.flags & protocol::DROP_CAPABILITIES != 0 {
@@ -148,6 +167,9 @@ fn set_up(init: &mut Init) -> Result<i32, (u32, i32)> {
     if config.flags & protocol::NO_NEW_PRIVS != 0 {
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0).map_err(|errno| (step::NO_NEW_PRIVS, errno))?;
     }
+    if let Some(rules) = rules {
+        landlock::restrict(rules).map_err(|errno| (step::LANDLOCK, errno))?;
+    }
     default_signals();
     no_precedence();
     if config.filter_length != 0 {
@@ -155,7 +177,7 @@ fn set_up(init: &mut Init) -> Result<i32, (u32, i32)> {
     }
     // Fresh zero pages for the requests to come.
     exec::map_inline().map_err(config_error)?;
-    watch_children().map_err(|errno| (step::WATCH_CHILDREN, errno))
+    Ok(watch_children().map_err(|errno| (step::WATCH_CHILDREN, errno))?)
 }
 
 fn take_ids(config: &Config) -> Result<(), i32> {

@@ -233,7 +233,7 @@ impl Child {
         };
         if answer.reply.kind != protocol::STARTED {
             self.watch.ended.store(true, Ordering::Release); // nothing to be killed when we are dropped
-            return Err(self.asked.not_started(&answer));
+            return Err(self.asked.not_started(&answer, &self.watch.running.sandbox.inner.plan));
         }
         if let Some(fd) = answer.fd {
             let pidfd = PidFd::from(fd);
@@ -371,7 +371,7 @@ impl Child {
                 Waited::Answer(answer) if answer.reply.kind == protocol::STARTED => {}
                 Waited::Answer(answer) => {
                     self.watch.ended.store(true, Ordering::Release);
-                    return Err(self.asked.not_started(&answer));
+                    return Err(self.asked.not_started(&answer, &self.watch.running.sandbox.inner.plan));
                 }
                 Waited::Ended => return self.finish(None).map(Some),
                 Waited::TimedOut => {

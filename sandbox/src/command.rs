@@ -19,7 +19,7 @@ use crate::instance::{Running, broken};
 use crate::outcome::{Outcome, Output};
 use crate::relay::{Allowance, Relay};
 use crate::stdio::{self, Kind, ProgramEnd, Stdio};
-use crate::{Error, ProgramCause, Sandbox, keeper};
+use crate::{Error, Plan, ProgramCause, Sandbox, keeper};
 
 /// A program to be run, and with what.
 ///
@@ -372,11 +372,11 @@ pub(crate) struct Asked {
 
 impl Asked {
     /// The error of a program that was not started.
-    pub(crate) fn not_started(&self, answer: &Answer) -> Error {
+    pub(crate) fn not_started(&self, answer: &Answer, plan: &Plan) -> Error {
         let reply = &answer.reply;
         let error = std::io::Error::from_raw_os_error(reply.errno);
         if reply.kind == protocol::BROKEN {
-            return broken(reply);
+            return broken(reply, plan);
         }
         match reply.step {
             protocol::step::EXECUTE => {}

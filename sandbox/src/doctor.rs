@@ -81,6 +81,7 @@ impl Sandbox {
             .cpu_time_max(Duration::from_secs(10))
             .wall_time_max(Duration::from_secs(10))
             .output_max(1 << 20);
+        builder.landlock(crate::Landlock::new().write("/").bind_tcp([]));
         if let Some(cpu) = own_cpu() {
             builder.cpuset([cpu]);
         }

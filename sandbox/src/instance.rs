@@ -14,7 +14,7 @@ use crate::init::{Handle, Waited, protocol};
 use crate::keeper::{self, Burials, Grave};
 use crate::outcome::{End, Usage};
 use crate::resources::{self, Counters};
-use crate::{Command, Enforcement, Error, IoRates, Sandbox};
+use crate::{Command, Enforcement, Error, IoRates, Plan, Sandbox};
 
 /// How long init may take to get ready, on the slowest of machines.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -215,10 +215,10 @@ pub(crate) struct Parts {
 
 impl Parts {
     /// Waits for init's word that it is hardened; takes it down if that does not come.
-    pub(crate) fn wait_ready(self) -> Result<Self, Error> {
+    pub(crate) fn wait_ready(self, plan: &Plan) -> Result<Self, Error> {
         let error = match self.handle.wait(0, Some(Instant::now() + READY_TIMEOUT)) {
             Ok(Waited::Answer(answer)) if answer.reply.kind == protocol::READY => return Ok(self),
-            Ok(Waited::Answer(answer)) => broken(&answer.reply),
+            Ok(Waited::Answer(answer)) => broken(&answer.reply, plan),
             Ok(Waited::TimedOut | Waited::Ended) => Error::Ended { during: "it was being started" },
             Err(error) => error,
         };
@@ -402,8 +402,14 @@ impl Drop for Running {
 }
 
 /// What init says before it ends.
-pub(crate) fn broken(reply: &protocol::Reply) -> Error {
-    Error::setup(protocol::step::words(reply.step), std::io::Error::from_raw_os_error(reply.errno))
+pub(crate) fn broken(reply: &protocol::Reply, plan: &Plan) -> Error {
+    let (step, error) = (protocol::step::words(reply.step), std::io::Error::from_raw_os_error(reply.errno));
+    let number = usize::try_from(reply.detail).unwrap_or(usize::MAX);
+    let path = plan.landlock.as_ref().filter(|_| reply.step == protocol::step::LANDLOCK_PATH);
+    match path.and_then(|rules| rules.path(number)) {
+        Some(path) => Error::setup_at(step, path, error),
+        None => Error::setup(step, error),
+    }
 }
 
 /// The cgroup's total is exact, its split may be sampled or missing: the parts are made to add up to the total.

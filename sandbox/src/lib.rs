@@ -81,6 +81,7 @@ pub use doctor::{Finding, State, Support};
 pub use enforcement::Enforcement;
 pub use error::{Error, ErrorKind, ProgramCause};
 pub use feature::{Feature, Mode};
+pub use harden::landlock::Landlock;
 pub use instance::{Instance, Killed, LiveLimits, Stuck};
 pub use ns::Namespaces;
 pub use outcome::{End, Io, Leftover, LimitHit, LimitKind, Outcome, Output, Usage};

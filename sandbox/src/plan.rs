@@ -13,7 +13,7 @@ use rlimit::{Limit, Limits, Resource};
 use userns::IdMap;
 
 use crate::builder::{IdPool, IoRates, MountKind, MountOption, Network, Options, User};
-use crate::{Enforcement, Error, Feature, Mode};
+use crate::{Enforcement, Error, Feature, Landlock, Mode};
 
 /// The namespaces that a sandbox may share with its caller.
 pub(crate) const SHAREABLE: [(Namespaces, Feature); 4] = [
@@ -28,7 +28,7 @@ const FOUNDATION: [Feature; 4] =
     [Feature::UserNamespace, Feature::PidNamespace, Feature::MountNamespace, Feature::Rootfs];
 
 /// Features of the list that no builder method asks for yet.
-pub(crate) const NOT_YET: [Feature; 2] = [Feature::Overlay, Feature::Landlock];
+pub(crate) const NOT_YET: [Feature; 1] = [Feature::Overlay];
 
 /// Processes and threads of the programs, where nobody says otherwise.
 const DEFAULT_PIDS: u64 = 256;
@@ -66,6 +66,7 @@ pub struct Plan {
     pub(crate) cpuset: Option<CpuList>,
     pub(crate) cpuset_mems: Option<CpuList>,
     pub(crate) io_max: BTreeMap<PathBuf, IoRates>,
+    pub(crate) landlock: Option<Landlock>,
     pub(crate) wall_time_max: Option<Duration>,
     pub(crate) cpu_time_max: Option<Duration>,
     pub(crate) output_max: Option<u64>,
@@ -101,6 +102,7 @@ impl Plan {
             cpuset: options.cpuset.clone(),
             cpuset_mems: options.cpuset_mems.clone(),
             io_max: options.io_max.clone(),
+            landlock: options.landlock.clone(),
             wall_time_max: options.wall_time_max,
             cpu_time_max: options.cpu_time_max,
             output_max: options.output_max,
@@ -122,7 +124,7 @@ impl Plan {
         }
         plan.namespaces(options, &modes)?;
         plan.ids(options, &modes)?;
-        plan.hardening(&modes)?;
+        plan.hardening(options, &modes)?;
         plan.resources(options, &modes)?;
         plan.rlimits(options, &modes)?;
         Ok(plan)
@@ -157,13 +159,21 @@ impl Plan {
         Ok(())
     }
 
-    fn hardening(&mut self, modes: &Modes) -> Result<(), Error> {
+    fn hardening(&mut self, options: &Options, modes: &Modes) -> Result<(), Error> {
         for feature in [Feature::NoNewPrivs, Feature::Capabilities, Feature::Seccomp] {
             self.want(feature, modes.of(feature, Mode::Require), None);
         }
         self.want(Feature::SessionKeyring, modes.of(Feature::SessionKeyring, Mode::Prefer), None);
         if self.mode(Feature::NoNewPrivs) == Mode::Off && self.mode(Feature::Seccomp) != Mode::Off {
             return Err(Error::invalid("off(no_new_privs)", "the seccomp filter needs it; turn seccomp off as well"));
+        }
+        if let Some(why) = options.landlock.as_ref().and_then(|rules| rules.check().err()) {
+            return Err(Error::invalid("landlock", why));
+        }
+        let mode = options.landlock.as_ref().map_or(Mode::Off, |_| modes.of(Feature::Landlock, Mode::Require));
+        self.want(Feature::Landlock, mode, None);
+        if self.mode(Feature::NoNewPrivs) == Mode::Off && mode != Mode::Off {
+            return Err(Error::invalid("off(no_new_privs)", "landlock needs it"));
         }
         Ok(())
     }
@@ -519,6 +529,11 @@ mod tests {
         assert!(refused(|b| b.off(Feature::PidNamespace)).contains("stands on it"));
         assert!(refused(|b| b.share(Namespaces::USER)).contains("user"));
         assert!(refused(|b| b.off(Feature::NoNewPrivs)).contains("seccomp"));
+        let rules = || Landlock::new().read("/usr");
+        assert!(
+            refused(|b| b.landlock(rules()).off(Feature::NoNewPrivs).off(Feature::Seccomp)).contains("landlock needs")
+        );
+        assert!(refused(|b| b.landlock(Landlock::new())).contains("restricts nothing"));
         assert!(refused(|b| b.bind("/a", "/proc/self")).contains("sandbox's own"));
         assert!(refused(|b| b.bind("/a", "/x").tmpfs("/x", None)).contains("twice"));
         assert!(refused(|b| b.bind("/a", "/x/../../y")).contains("absolute"));

@@ -180,7 +180,7 @@ fn refill(shared: &Shared, sandbox: &Weak<Inner>) {
     let mut backoff = BACKOFF_FIRST;
     while wait_for_demand(shared) {
         let made = match sandbox.upgrade() {
-            Some(inner) => inner.make(true).and_then(Parts::wait_ready),
+            Some(inner) => inner.make(true).and_then(|parts| parts.wait_ready(&inner.plan)),
             None => Err(Error::Ended { during: "an instance was being prepared" }),
         };
         let mut state = shared.lock();

@@ -138,6 +138,7 @@ impl Sandbox {
         let mut process_limits = ProcessLimits::new(&mut plan)?;
         let raises = std::mem::take(&mut process_limits.raises);
         note_mechanisms(&mut plan, &identity, map_root);
+        let landlock = landlock(&mut plan)?;
         let mut steps = vec![];
         if host::is_spared_by_oom_killer() {
             steps.push(Step::ResetOomScore);
@@ -185,8 +186,8 @@ impl Sandbox {
         steps.push(Step::KeepCapabilities);
         steps.push(Step::ExecuteInit);
         keeper::prepare()?;
-        let config = init_config(&plan, &identity, 0)?;
-        let config_ready = init_config(&plan, &identity, protocol::NOTIFY_READY)?;
+        let config = init_config(&plan, &identity, &landlock, 0)?;
+        let config_ready = init_config(&plan, &identity, &landlock, protocol::NOTIFY_READY)?;
         let pool = (plan.prepared > 0).then(|| Pool::new(plan.prepared));
         let report = plan.features.as_slice().into();
         let sandbox = Self {
@@ -261,7 +262,7 @@ impl Sandbox {
     pub(crate) fn running(&self, wait_ready: bool) -> Result<Arc<Running>, Error> {
         let parts = match self.inner.pool.as_ref().and_then(Pool::take) {
             Some(parts) => parts,
-            None if wait_ready => self.inner.make(true)?.wait_ready()?,
+            None if wait_ready => self.inner.make(true)?.wait_ready(&self.inner.plan)?,
             None => self.inner.make(false)?,
         };
         Ok(Arc::new(Running::new(self, parts)))
@@ -412,8 +413,35 @@ fn warn_of_binds(plan: &mut Plan) {
     }
 }
 
+/// The rules for init, as this kernel knows them; empty for none.
+fn landlock(plan: &mut Plan) -> Result<Vec<u8>, Error> {
+    let mode = plan.mode(Feature::Landlock);
+    let Some(rules) = plan.landlock.as_ref().filter(|_| mode != Mode::Off) else { return Ok(Vec::new()) };
+    let entry = Enforcement::wanted(Feature::Landlock, mode, None);
+    let abi = crate::sys::landlock_abi();
+    let (gap, encoded) = (rules.gap(abi.unwrap_or(0)), rules.encode(abi.unwrap_or(0)));
+    let fix = "a newer kernel, built with Landlock and booted with it in `lsm=`";
+    let (entry, rules) = match (abi, encoded) {
+        (Some(abi), Some(encoded)) => {
+            let entry = entry.by(u64::from(abi), format!("Landlock ABI {abi}, by init on itself"));
+            match gap {
+                // As good as nothing to somebody who knows the gap.
+                Some(gap) if mode == Mode::Require => {
+                    return Err(Error::unsupported(Feature::Landlock, format!("ABI {abi}, and {gap}"), fix));
+                }
+                Some(gap) => (entry.not(format!("weaker: {gap}"), fix), encoded),
+                None => (entry, encoded),
+            }
+        }
+        (Some(abi), None) => (entry.not(format!("ABI {abi}, and {}", gap.unwrap_or("no rule")), fix), Vec::new()),
+        (None, _) => (entry.not("the kernel has no Landlock, or it was not switched on at boot", fix), Vec::new()),
+    };
+    plan.set(entry.check()?);
+    Ok(rules)
+}
+
 /// The message by which init hardens itself.
-fn init_config(plan: &Plan, identity: &Identity, notify_ready: u32) -> Result<Vec<u8>, Error> {
+fn init_config(plan: &Plan, identity: &Identity, landlock: &[u8], notify_ready: u32) -> Result<Vec<u8>, Error> {
     let wanted = |feature, flag| if plan.mode(feature) == Mode::Off { 0 } else { flag };
     let filter = match plan.mode(Feature::Seccomp) {
         Mode::Off => None,
@@ -434,9 +462,13 @@ fn init_config(plan: &Plan, identity: &Identity, notify_ready: u32) -> Result<Ve
         gid,
         capabilities: 0,
         filter_length: filter.as_ref().map_or(0, |filter| u32::from(filter.len())),
-        reserved: 0,
+        landlock_length: u32::try_from(landlock.len()).unwrap_or(u32::MAX),
     };
     let mut message = crate::sys::bytes_of_config(&config).to_vec();
     message.extend_from_slice(filter.as_ref().map_or(&[], |filter| filter.as_bytes()));
+    message.extend_from_slice(landlock);
+    if message.len() > protocol::INLINE_MAX {
+        return Err(Error::invalid("landlock", "paths of more than 50 KiB together"));
+    }
     Ok(message)
 }

@@ -167,6 +167,14 @@ pub(crate) fn has_mount_setattr() -> bool {
     result(answer).is_err_and(|error| error.raw() != libc::ENOSYS)
 }
 
+/// The version of the kernel's Landlock interface; `None` where it is not built in or was not switched on at boot.
+pub(crate) fn landlock_abi() -> Option<u32> {
+    const VERSION: u32 = 1;
+    // SAFETY: with this flag nothing is read, and a number comes back.
+    let answer = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, ptr::null::<u8>(), 0, VERSION) };
+    u32::try_from(answer).ok().filter(|abi| *abi > 0)
+}
+
 fn result(answer: libc::c_long) -> Result<(), Errno> {
     if answer >= 0 {
         return Ok(());

@@ -30,13 +30,17 @@ pub(crate) mod nr {
     pub(crate) const SCHED_GETSCHEDULER: usize = 145;
     pub(crate) const PRCTL: usize = 157;
     pub(crate) const EXIT_GROUP: usize = 231;
-    pub(crate) const PPOLL: usize = 271;
     pub(crate) const IOPRIO_SET: usize = 251;
+    pub(crate) const OPENAT: usize = 257;
+    pub(crate) const PPOLL: usize = 271;
     pub(crate) const SIGNALFD4: usize = 289;
     pub(crate) const DUP3: usize = 292;
     pub(crate) const PRLIMIT64: usize = 302;
     pub(crate) const SECCOMP: usize = 317;
     pub(crate) const CLOSE_RANGE: usize = 436;
+    pub(crate) const LANDLOCK_CREATE_RULESET: usize = 444;
+    pub(crate) const LANDLOCK_ADD_RULE: usize = 445;
+    pub(crate) const LANDLOCK_RESTRICT_SELF: usize = 446;
 }
 
 /// One system call: the kernel's answer, a negative errno on failure.

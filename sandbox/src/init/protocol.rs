@@ -6,7 +6,7 @@
 //! every process of the instance.
 
 /// Changed whenever a layout below changes; init refuses a [`Config`] of another version.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// File descriptors that init is born with, besides `/dev/null` on 0, 1 and 2.
 pub(crate) const SOCKET_FD: i32 = 3;
@@ -41,8 +41,34 @@ pub(crate) struct Config {
     pub(crate) capabilities: u64,
     /// Instructions (8 bytes each) of the seccomp program that follow this header.
     pub(crate) filter_length: u32,
-    pub(crate) reserved: u32,
+    /// Bytes of the Landlock rules that follow the seccomp program; 0 for none. See [`LandlockHead`].
+    pub(crate) landlock_length: u32,
 }
+
+/// Landlock rules: this head, then `ports` of the kernel's `landlock_net_port_attr`, then `paths` of [`LandlockPath`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "the library writes it word by word")]
+pub(crate) struct LandlockHead {
+    /// The kernel's `landlock_ruleset_attr`: rights on files, rights on the network, scopes.
+    pub(crate) handled: [u64; 3],
+    pub(crate) ports: u64,
+    pub(crate) paths: u64,
+}
+
+/// What is allowed below one path.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "the library writes it word by word")]
+pub(crate) struct LandlockPath {
+    pub(crate) access: u64,
+    /// Bytes of the path that follows: with one NUL or more, to a multiple of [`LANDLOCK_ALIGN`].
+    pub(crate) length: u64,
+}
+
+/// Rules begin at multiples of this.
+#[allow(dead_code, reason = "only the library writes rules")]
+pub(crate) const LANDLOCK_ALIGN: usize = 8;
 
 /// [`Config::flags`]: answer [`READY`] when hardened.
 pub(crate) const NOTIFY_READY: u32 = 1;
@@ -110,7 +136,7 @@ pub(crate) struct Reply {
     pub(crate) step: u32,
     /// [`FAILED`], [`BROKEN`]: why.
     pub(crate) errno: i32,
-    /// [`STARTED`]: the process id inside. [`FAILED`] in a step with an index: that index.
+    /// [`STARTED`]: the process id inside. [`FAILED`], [`BROKEN`] in a step with an index: that index.
     pub(crate) detail: u32,
     /// [`EXITED`]: the wait status.
     pub(crate) status: i32,
@@ -172,5 +198,7 @@ pub(crate) mod step {
         DIRECTORY = 18: "change to the working directory";
         EXECUTE = 19: "execute";
         PASS_FDS = 20: "receive the passed file descriptors";
+        LANDLOCK = 21: "restrict init by Landlock";
+        LANDLOCK_PATH = 22: "allow by Landlock";
     }
 }
