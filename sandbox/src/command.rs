@@ -245,7 +245,15 @@ impl Command {
         if let Some(memfd) = &memfd {
             fds.push(memfd.as_fd());
         }
-        running.handle.send(message, &fds)?;
+        if let Err(error) = running.handle.send(message, &fds) {
+            // When init could not harden itself, it has said so before it ended.
+            return Err(match running.handle.wait(0, Some(Instant::now())) {
+                Ok(Waited::Answer(answer)) if answer.reply.kind == protocol::BROKEN => {
+                    broken(&answer.reply, &running.sandbox.inner.plan)
+                }
+                _ => error,
+            });
+        }
         drop(fds);
         drop(ends.program);
         let asked = Asked { program: self.program.clone(), directory: self.directory.clone(), paths: request.paths };

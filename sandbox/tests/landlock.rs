@@ -89,13 +89,13 @@ fn ports_that_are_not_named_cannot_be_used() {
 
 #[test]
 fn a_path_that_is_not_there_is_named() {
-    for prepared in [0, 1] {
+    for started in [false, true] {
         let sandbox = sandbox_or_skip!("a_path_that_is_not_there_is_named", "Landlock of Linux 6.2", |b| {
             b.landlock(usual().write("/nowhere/to/go"));
         });
-        let error = match prepared {
-            0 => sandbox.command("/bin/true").status().unwrap_err(),
-            _ => sandbox.start().unwrap_err(),
+        let error = match started {
+            false => sandbox.command("/bin/true").status().unwrap_err(),
+            true => sandbox.start().unwrap_err(),
         };
         assert_eq!((error.errno(), error.path()), (Some(libc::ENOENT), Some(Path::new("/nowhere/to/go"))), "{error}");
     }

@@ -184,8 +184,8 @@ fn receive_until(socket: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<Re
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         match recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(Errno::INTR) => {}
-            Err(Errno::CONNRESET) => return Ok(Received::End),
+            // A reset, told once: init ended without reading all. What it said before is still there.
+            Err(Errno::INTR | Errno::CONNRESET) => {}
             result => break result.map_err(step)?,
         }
     };
