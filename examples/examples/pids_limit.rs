@@ -116,24 +116,19 @@ fn run() -> Result<Ended> {
     expect("at least two refusals", refused >= 2)?;
 
     println!("3. threads count, and so do groups below");
-    let inner = group.child("inner", [Controller::Pids])?;
-    drop(crowd.split_off(1));
-    let settled = now()?;
-    // On v2 the group above holds no processes of its own once it offers memory or io; here it may.
-    let mut below = Worker::start()?;
-    let moved = inner.attach(below.id());
-    let base = now()?;
-    if let Err(error) = &moved {
-        println!("   (the group below takes nobody here: {error})");
-        group.attach(below.id())?;
+    // On v2 a group with groups below that count holds no processes of its own.
+    drop(crowd);
+    let (mut one, mut two) = (Worker::start()?, Worker::start()?);
+    for (name, worker) in [("one", &one), ("two", &two)] {
+        group.child(name, [Controller::Pids])?.attach(worker.id())?;
     }
-    let base = base.max(now()?);
-    println!("   {settled} in the group, then {base} with one moved to the group below");
+    let base = now()?;
+    println!("   a process in each of two groups below: {base}");
     set(Limit::Value(base + 2))?;
-    let answers = [below.order("thread")?, below.order("process")?, below.order("thread")?];
+    let answers = [one.order("thread")?, two.order("process")?, one.order("thread")?];
     let current = now()?;
     println!(
-        "   limit {}: a thread {}, a process {}, one more thread {}; current {current}",
+        "   limit {}: in one a thread {}, in the other a process {}, one more thread {}; current {current}",
         base + 2,
         answers[0],
         answers[1],
@@ -152,7 +147,7 @@ fn run() -> Result<Ended> {
     println!("   -1: the kernel answers errno {answer:?}, this library {:?}", "-1".parse::<Limit>().err());
     expect("EINVAL", answer == Some(22) && "-1".parse::<Limit>().is_err())?;
     set(Limit::Value(0))?;
-    let answer = below.order("process")?;
+    let answer = two.order("process")?;
     println!("   0 is a limit like any other; a new process: {answer}");
     expect("EAGAIN", answer == EAGAIN)?;
     Ok(Ended::Ok)
