@@ -364,11 +364,18 @@ impl Lease {
     /// # Errors
     /// [`Error::File`]; the lease is then released.
     pub fn keep(mut self) -> Result<u32, Error> {
-        if let Some(slot) = &self.slot {
-            slot.mark_kept()?;
-        }
+        self.mark_kept()?;
         self.slot = None;
         Ok(self.id())
+    }
+
+    /// The same from now on, should this program die: until then the lease goes on. [`release`](Self::release) still
+    /// gives the id back.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn mark_kept(&self) -> Result<(), Error> {
+        self.slot.as_ref().map_or(Ok(()), Slot::mark_kept)
     }
 
     /// Gives the id back. Remove the tree first: an id that files still bear is quarantined instead. A root that is

@@ -27,6 +27,7 @@ pub struct Builder {
 pub(crate) struct Options {
     pub(crate) rootfs: Option<PathBuf>,
     pub(crate) rootfs_writable: bool,
+    pub(crate) overlay: Option<(PathBuf, Upper)>,
     pub(crate) mounts: Vec<MountOption>,
     pub(crate) proc: bool,
     pub(crate) dev: bool,
@@ -100,6 +101,20 @@ impl IoRates {
     pub(crate) const fn all(&self) -> [Option<u64>; 4] {
         [self.read_bytes, self.write_bytes, self.read_ops, self.write_ops]
     }
+}
+
+/// Where the changes to an overlay's lower directory go: see [`Builder::overlay`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Upper {
+    /// Into memory, fresh for each start and gone with the instance: at most [`disk_max`](Builder::disk_max) bytes
+    /// (default: 64 MiB) and [`inodes_max`](Builder::inodes_max) files, charged to the sandbox's memory limit.
+    Tmpfs,
+    /// Into this directory of the host, where they stay: what a later start with it sees again.
+    ///
+    /// It is made if it is missing, and belongs to the sandbox alone: mode 0700, with a directory `upper` for the changes and
+    /// one `work` for the kernel. One instance at a time uses it.
+    Dir(PathBuf),
 }
 
 /// The network that a program sees.
@@ -190,6 +205,7 @@ impl Builder {
             options: Options {
                 rootfs: None,
                 rootfs_writable: false,
+                overlay: None,
                 mounts: Vec::new(),
                 proc: true,
                 dev: true,
@@ -254,6 +270,34 @@ impl Builder {
     pub fn rootfs_writable(&mut self, writable: bool) -> &mut Self {
         self.options.rootfs_writable = writable;
         self
+    }
+
+    /// Makes an overlay the root directory inside: `lower` **read-only**, and above it a layer that takes all changes. The
+    /// program writes as if to `lower`, which stays as it is.
+    ///
+    /// Mount points, set-user-ID bits and device files: as for [`rootfs`](Self::rootfs), which it excludes. `/tmp` is a
+    /// directory of the overlay. With [`disk_max`](Self::disk_max) the changes are limited; `lower` is not counted.
+    ///
+    /// # Owners
+    /// | caller | a file of `lower` with owner *n* belongs inside to | what the program makes belongs on disk to |
+    /// |---|---|---|
+    /// | root, Linux 5.19 | *n*: owner 0 is the program's default user | the same id, so later starts see it as theirs |
+    /// | root before that, or where the file system of `lower` cannot be mapped | nobody (65534) | ids of the instance's range |
+    /// | others with their own id alone ([`off`](Self::off) `IdLease`) | the program, if it is the caller's | the caller |
+    /// | others with subordinate ids | nobody | ids of the instance's range |
+    ///
+    /// The root directory itself is always the program's where files cannot be mapped. Files of nobody are read as others
+    /// may, and not changed. [`Plan::warnings`](crate::Plan::warnings) tells which row it is when not the first.
+    ///
+    /// # Errors
+    /// [`build`](Self::build) mounts it on trial. [`Error::Invalid`]: one directory lies in the other, or the upper one is
+    /// open to others or used by another sandbox; [`Error::Unsupported`]: the kernel refuses (for others than root before
+    /// 5.11), or the file system of the upper directory keeps no extended attributes. While an instance uses an upper
+    /// directory, the next start with it waits, at most five seconds, then fails with `EBUSY`. [Preferred](Self::prefer), it is
+    /// `lower` alone, read-only, where it cannot be had.
+    pub fn overlay(&mut self, lower: impl Into<PathBuf>, upper: Upper) -> &mut Self {
+        self.options.overlay = Some((lower.into(), upper));
+        self.name(Feature::Overlay)
     }
 
     /// Shows `source` of the host at `target` inside, **writable** as far as the program's host id may write there.

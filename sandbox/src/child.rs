@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use ns::PidFd;
 
 use crate::command::{Asked, expect_answer};
-use crate::disk::Disk;
 use crate::init::Waited;
 use crate::init::protocol::{self, Reply};
 use crate::instance::{Killed, Running, Stuck};
@@ -271,6 +270,7 @@ impl Child {
         let mut usage = self.watch.running.usage_of(&counters);
         usage.wall = self.watch.started.elapsed();
         usage.of_instance = !self.watch.fresh;
+        usage.set_disk(self.watch.running.disk_usage()?);
         Ok(usage)
     }
 
@@ -430,7 +430,9 @@ impl Child {
         let running = &self.watch.running;
         let mut leftovers = Vec::new();
         let alone = reply.is_some_and(|reply| reply.alone != 0);
-        if self.watch.fresh && !alone {
+        // Who holds this child holds an instance without a program, and the next one may need its upper directory.
+        let waited_for = running.sandbox.inner.overlay.as_ref().is_some_and(|overlay| overlay.directory().is_some());
+        if self.watch.fresh && (!alone || waited_for) {
             running.init.kill()?;
             if !running.init.wait(Some(REST_TIMEOUT))? {
                 let why = format!("killed, and not gone after {REST_TIMEOUT:?}");
@@ -439,9 +441,8 @@ impl Child {
         }
         let counters = running.counters()?;
         let mut usage = self.final_usage(wall, reply.as_ref(), counters.as_ref());
-        let disk = running.sandbox.inner.disk.as_ref().map(Disk::usage).transpose()?;
-        usage.disk_bytes = disk.map(|disk| disk.bytes);
-        usage.inodes = disk.map(|disk| disk.inodes);
+        let disk = running.disk_usage()?;
+        usage.set_disk(disk);
         let status = ExitStatus::from_raw(reply.map_or(libc::SIGKILL, |reply| reply.status));
         let counters = counters.unwrap_or_default();
         let oom_kills = counters.oom_kills().saturating_sub(self.watch.baseline.oom_kills());

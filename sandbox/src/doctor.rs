@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use crate::plan::NOT_YET;
-use crate::{Feature, Mode, Sandbox};
+use crate::{Error, Feature, Mode, Sandbox, Upper};
 
 /// How well a feature is supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,7 +88,7 @@ impl Sandbox {
             builder.io_max(disk, crate::IoRates { read_bytes: Some(1 << 30), ..Default::default() });
         }
         for feature in Feature::all() {
-            // The foundations and what comes later cannot be preferred, which is not this probe's business.
+            // The foundations cannot be preferred, which is not this probe's business.
             if builder.clone().prefer(feature).plan().is_ok() {
                 builder.prefer(feature);
             }
@@ -97,13 +96,10 @@ impl Sandbox {
         let probed = builder.build();
         let findings = Feature::all()
             .map(|feature| match &probed {
+                _ if feature == Feature::Overlay => overlay(),
+                Ok(_) if [Feature::DiskMax, Feature::InodesMax].contains(&feature) => disk(feature),
                 Ok(sandbox) => finding(sandbox, feature),
-                Err(error) => Finding {
-                    feature,
-                    state: State::Missing,
-                    detail: error.to_string(),
-                    fix: error.hint().unwrap_or_default(),
-                },
+                Err(error) => refused(error, feature),
             })
             .collect();
         let runs = Self::builder()
@@ -133,6 +129,35 @@ fn a_disk() -> Option<String> {
     })
 }
 
+/// An overlay with a layer in memory, mounted on trial.
+fn overlay() -> Finding {
+    match Sandbox::builder().overlay("/usr", Upper::Tmpfs).prefer(Feature::Overlay).build() {
+        Ok(sandbox) => finding(&sandbox, Feature::Overlay),
+        Err(error) => refused(&error, Feature::Overlay),
+    }
+}
+
+fn refused(error: &Error, feature: Feature) -> Finding {
+    let fix = error.hint().unwrap_or_default();
+    Finding { feature, state: State::Missing, detail: error.to_string(), fix }
+}
+
+/// Where directories can be limited; memory can be everywhere.
+fn disk(feature: Feature) -> Finding {
+    let places: Vec<_> = crate::recover::filesystems_with_quota()
+        .unwrap_or_default()
+        .iter()
+        .map(|filesystem| format!("{} on {}", filesystem.kind(), filesystem.path().display()))
+        .collect();
+    if places.is_empty() {
+        let detail = "in memory only: no file system that is mounted here limits projects for this caller";
+        let (state, fix) = (State::Degraded, crate::disk::FIX.to_owned());
+        return Finding { feature, state, detail: detail.to_owned(), fix };
+    }
+    let detail = format!("project quota of {}", places.join(", "));
+    Finding { feature, state: State::Available, detail, fix: String::new() }
+}
+
 fn finding(sandbox: &Sandbox, feature: Feature) -> Finding {
     let found = sandbox.plan().feature(feature);
     let words = |text: &Option<std::borrow::Cow<'static, str>>| text.as_deref().unwrap_or_default().to_owned();
@@ -147,12 +172,6 @@ fn finding(sandbox: &Sandbox, feature: Feature) -> Finding {
         Some(entry) if entry.mode != Mode::Off => {
             Finding { feature, state: State::Missing, detail: words(&entry.why_not), fix: words(&entry.fix) }
         }
-        _ if NOT_YET.contains(&feature) => Finding {
-            feature,
-            state: State::Missing,
-            detail: "this version does not use it yet".to_owned(),
-            fix: "wait for a later version".to_owned(),
-        },
         _ => Finding {
             feature,
             state: State::Missing,

@@ -278,7 +278,16 @@ fn hint(step: &str, error: &io::Error) -> Option<&'static str> {
             "an outer container covers parts of /proc, so the kernel refuses a new one in a user namespace"
         }
         ("bind", libc::ENOENT) => "the source or a directory on the way to it does not exist",
-        ("bind", libc::ESTALE) => "the source was exchanged since the sandbox was built; build it again",
+        ("mount the overlay", libc::ENOSPC | libc::EDQUOT) => {
+            "the upper directory or its project is full, and the kernel needs a directory there: raise the limit, or remove files"
+        }
+        ("use as upper layer", libc::EBUSY) => "another instance uses it: an upper directory serves one at a time",
+        ("use as upper layer", libc::ENOENT) => {
+            "it is made if it is missing, the directory that it is to lie in is not"
+        }
+        ("bind" | "use as lower layer" | "use as upper layer", libc::ESTALE) => {
+            "the source was exchanged since the sandbox was built; build it again"
+        }
         ("bind and map the owner of", libc::ENOSYS | libc::EINVAL) => {
             "an idmapped mount needs Linux 5.12 and a file system that can be mapped (tmpfs: 6.3)"
         }
@@ -298,6 +307,10 @@ mod tests {
             ("mount the program's /proc", libc::EPERM, "outer container"),
             ("bind", libc::ENOENT, "does not exist"),
             ("bind", libc::ESTALE, "exchanged"),
+            ("use as lower layer", libc::ESTALE, "exchanged"),
+            ("mount the overlay", libc::EDQUOT, "raise the limit"),
+            ("use as upper layer", libc::EBUSY, "one at a time"),
+            ("use as upper layer", libc::ENOENT, "made if it is missing"),
             ("bind and map the owner of", libc::ENOSYS, "5.12"),
             ("raise a hard resource limit", libc::EPERM, "CAP_SYS_RESOURCE"),
         ];

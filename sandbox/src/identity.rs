@@ -1,5 +1,6 @@
 //! Who programs are: which user namespace an instance gets, and which ids are in it.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use nix::unistd;
@@ -39,7 +40,16 @@ pub(crate) struct Ids {
     pub(crate) namespace: UserNamespace,
     /// What the program's user and group are on the host.
     pub(crate) outside: (u32, u32),
+    uids: IdMap,
+    gids: IdMap,
     pub(crate) lease: Option<Lease>,
+}
+
+impl Ids {
+    /// The host ids of an inside user and group; `None` if they are not mapped.
+    pub(crate) fn to_outside(&self, (user, group): (u32, u32)) -> Option<(u32, u32)> {
+        Some((self.uids.to_outside(user)?, self.gids.to_outside(group)?))
+    }
 }
 
 impl Identity {
@@ -136,7 +146,8 @@ impl Identity {
     pub(crate) fn take(&self, name: &str) -> Result<Ids, Error> {
         match &self.source {
             Source::Fixed { uids, gids, setgroups, outside } => {
-                Ok(Ids { namespace: spawn::user_namespace(uids, gids, *setgroups)?, outside: *outside, lease: None })
+                let namespace = spawn::user_namespace(uids, gids, *setgroups)?;
+                Ok(Ids { namespace, outside: *outside, uids: uids.clone(), gids: gids.clone(), lease: None })
             }
             Source::Pool { pool, trees } => {
                 let lease = if trees.is_empty() { pool.lease(name) } else { pool.lease_for_trees(trees, name) }?;
@@ -146,9 +157,16 @@ impl Identity {
                 }
                 let outside = outside(&uids, &gids, (self.uid, self.gid))?;
                 let namespace = spawn::user_namespace(&uids, &gids, Setgroups::Allow)?;
-                Ok(Ids { namespace, outside, lease: Some(lease) })
+                Ok(Ids { namespace, outside, uids, gids, lease: Some(lease) })
             }
         }
+    }
+
+    /// A user namespace whose only use is to show files under the ids of an instance of root's: owner *n* on disk is *n*
+    /// inside. Host root has init's id there, so that the kernel may make files in its name.
+    pub(crate) fn layer_namespace(ids: &Ids) -> Result<OwnedFd, Error> {
+        let (uids, gids) = (with_init(&ids.uids, 0)?, with_init(&ids.gids, 0)?);
+        Ok(spawn::user_namespace(&uids, &gids, Setgroups::Deny)?.into_fd())
     }
 
     /// In words, for the plan.

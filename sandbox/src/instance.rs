@@ -1,6 +1,7 @@
 //! An instance: fresh namespaces, ids, cgroup and limits, with init waiting in them.
 
 use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -10,6 +11,7 @@ use cgroup::{Cgroup, Meter};
 use ns::PidFd;
 use userns::Lease;
 
+use crate::disk::DiskUsage;
 use crate::init::{Handle, Waited, protocol};
 use crate::keeper::{self, Burials, Grave};
 use crate::outcome::{End, Usage};
@@ -84,6 +86,7 @@ impl Instance {
         let counters = self.running.counters_or_refuse()?;
         let mut usage = self.running.usage_of(&counters);
         usage.wall = self.running.since.elapsed();
+        usage.set_disk(self.running.disk_usage()?);
         Ok(usage)
     }
 
@@ -209,6 +212,8 @@ pub(crate) struct Parts {
     /// The counters' files, opened ahead.
     pub(crate) meter: Option<Meter>,
     pub(crate) lease: Option<Lease>,
+    /// The memory file system that a disk limit is made of.
+    pub(crate) memory: Option<OwnedFd>,
     pub(crate) enforcement: Arc<[Enforcement]>,
     pub(crate) burials: Arc<Burials>,
 }
@@ -258,6 +263,7 @@ pub(crate) struct Running {
     cgroup: Option<Cgroup>,
     counters: Mutex<Gauge>,
     lease: Option<Lease>,
+    memory: Option<OwnedFd>,
     pub(crate) enforcement: Arc<[Enforcement]>,
     pub(crate) since: Instant,
     serial: AtomicU32,
@@ -277,6 +283,7 @@ impl Running {
             cgroup: parts.cgroup,
             counters: Mutex::new(Gauge { meter: parts.meter, last: Counters::default() }),
             lease: parts.lease,
+            memory: parts.memory,
             enforcement: parts.enforcement,
             since: Instant::now(),
             serial: AtomicU32::new(1),
@@ -301,6 +308,15 @@ impl Running {
         gauge.meter = Some(meter);
         gauge.last = Counters { usage: usage? };
         Ok(Some(gauge.last))
+    }
+
+    /// What is stored: on disk in the sandbox's project, or in the instance's memory file system.
+    pub(crate) fn disk_usage(&self) -> Result<Option<DiskUsage>, Error> {
+        match (&self.sandbox.inner.disk, &self.memory) {
+            (Some(disk), _) => disk.usage().map(Some),
+            (None, Some(tmpfs)) => DiskUsage::of_memory(tmpfs.as_fd()).map(Some),
+            (None, None) => Ok(None),
+        }
     }
 
     pub(crate) fn counters_or_refuse(&self) -> Result<Counters, Error> {

@@ -62,6 +62,7 @@ mod instance;
 mod keeper;
 mod limits;
 mod outcome;
+mod overlay;
 mod plan;
 mod pool;
 mod recover;
@@ -74,7 +75,7 @@ mod stdio;
 mod step;
 mod sys;
 
-pub use builder::{Builder, IdPool, IoRates, Network, User};
+pub use builder::{Builder, IdPool, IoRates, Network, Upper, User};
 pub use child::{Child, Signal};
 pub use command::Command;
 pub use doctor::{Finding, State, Support};

@@ -5,6 +5,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::disk::DiskUsage;
 use crate::{Enforcement, Feature};
 
 /// Why a program's run was over.
@@ -63,9 +64,9 @@ pub enum LimitKind {
     Memory,
     /// fork(2) or clone(2) was refused. Evidence: `pids.events` of the cgroup.
     Pids,
-    /// Disk space ran out. Evidence: the quota's counters.
+    /// Disk space ran out. Evidence: the counters of the quota, or of the memory file system, at the end.
     Disk,
-    /// Files on disk ran out. Evidence: the quota's counters.
+    /// Files on disk ran out. Evidence: likewise.
     Inodes,
     /// SIGXFSZ ended the program. A write that failed with `EFBIG` because the signal was ignored is not seen.
     FileSize,
@@ -135,12 +136,20 @@ pub struct Usage {
     pub oom_kills: Option<u64>,
     /// Bytes read from and written to block devices.
     pub io: Option<Io>,
-    /// Bytes on disk that the quota charges.
+    /// Bytes that the quota charges, or that a limited memory file system holds: see
+    /// [`disk_max`](crate::Builder::disk_max). `None` where nothing counts.
     pub disk_bytes: Option<u64>,
-    /// Files on disk that the quota charges.
+    /// Files and directories there.
     pub inodes: Option<u64>,
     /// The counters other than `wall` and CPU time are those of the whole instance, other programs included.
     pub of_instance: bool,
+}
+
+impl Usage {
+    pub(crate) fn set_disk(&mut self, disk: Option<DiskUsage>) {
+        self.disk_bytes = disk.map(|disk| disk.bytes);
+        self.inodes = disk.map(|disk| disk.inodes);
+    }
 }
 
 /// Block device traffic, in bytes. Buffered writes count when they are written back.

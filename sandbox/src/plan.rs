@@ -12,7 +12,7 @@ use ns::Namespaces;
 use rlimit::{Limit, Limits, Resource};
 use userns::IdMap;
 
-use crate::builder::{IdPool, IoRates, MountKind, MountOption, Network, Options, User};
+use crate::builder::{Access, IdPool, IoRates, MountKind, MountOption, Network, Options, Upper, User};
 use crate::{Enforcement, Error, Feature, Landlock, Mode};
 
 /// The namespaces that a sandbox may share with its caller.
@@ -26,9 +26,6 @@ pub(crate) const SHAREABLE: [(Namespaces, Feature); 4] = [
 /// What a sandbox stands on: without these it is none.
 const FOUNDATION: [Feature; 4] =
     [Feature::UserNamespace, Feature::PidNamespace, Feature::MountNamespace, Feature::Rootfs];
-
-/// Features of the list that no builder method asks for yet.
-pub(crate) const NOT_YET: [Feature; 1] = [Feature::Overlay];
 
 /// Processes and threads of the programs, where nobody says otherwise.
 const DEFAULT_PIDS: u64 = 256;
@@ -53,6 +50,8 @@ pub struct Plan {
     pub(crate) namespaces: Namespaces,
     pub(crate) rootfs: Option<PathBuf>,
     pub(crate) rootfs_writable: bool,
+    /// The lower directory and what is above it. Without it, where it was only preferred, the lower one is `rootfs`.
+    pub(crate) overlay: Option<(PathBuf, Upper)>,
     pub(crate) mounts: Vec<MountOption>,
     pub(crate) proc: bool,
     pub(crate) dev: bool,
@@ -74,7 +73,7 @@ pub struct Plan {
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) prepared: usize,
     pub(crate) limits_conf: Option<String>,
-    /// What a disk limit makes of the memory file system at `/tmp`.
+    /// What a disk limit makes of the memory file system at `/tmp`, or of an overlay's.
     pub(crate) tmp_size: Option<u64>,
     pub(crate) tmp_inodes: Option<u64>,
     pub(crate) warnings: Vec<String>,
@@ -89,6 +88,7 @@ impl Plan {
             namespaces: Namespaces::USER | Namespaces::PID | Namespaces::MOUNT,
             rootfs: options.rootfs.clone(),
             rootfs_writable: options.rootfs_writable,
+            overlay: options.overlay.clone(),
             mounts: options.mounts.clone(),
             proc: options.proc,
             dev: options.dev,
@@ -118,6 +118,7 @@ impl Plan {
             return Err(Error::invalid("prepared", format!("at most {PREPARED_MAX}")));
         }
         plan.check_mounts(options)?;
+        plan.overlay(options, &modes)?;
         check_environment(&options.env)?;
         for feature in FOUNDATION {
             plan.want(feature, modes.of(feature, Mode::Require), None);
@@ -132,6 +133,42 @@ impl Plan {
 
     fn want(&mut self, feature: Feature, mode: Mode, requested: Option<u64>) {
         self.features.push(Enforcement::wanted(feature, mode, requested));
+    }
+
+    fn overlay(&mut self, options: &Options, modes: &Modes) -> Result<(), Error> {
+        let Some((lower, upper)) = &options.overlay else { return Ok(()) };
+        check_path("overlay", lower)?;
+        if options.rootfs.is_some() {
+            return Err(Error::invalid("overlay", "the root directory is set by rootfs already"));
+        }
+        let mode = modes.of(Feature::Overlay, Mode::Require);
+        self.want(Feature::Overlay, mode, None);
+        if mode == Mode::Off {
+            self.rootfs = self.overlay.take().map(|(lower, _)| lower);
+            return Ok(());
+        }
+        match upper {
+            Upper::Dir(path) => {
+                check_path("overlay", path)?;
+                if options.prepared > 0 {
+                    let why = "instances in waiting would hold the upper directory, which one at a time may use";
+                    return Err(Error::invalid("prepared", why));
+                }
+            }
+            Upper::Tmpfs if options.disk_max.or(options.inodes_max).is_some() => {
+                let written = |mount: &MountOption| match mount.kind {
+                    MountKind::Bind { access, .. } => access != Access::ReadOnly,
+                    MountKind::Tmpfs { .. } => false,
+                };
+                if let Some(bind) = options.mounts.iter().find(|mount| written(mount)) {
+                    let target = bind.target.display();
+                    let why = format!("the overlay's layer in memory and {target} on disk are not counted together");
+                    return Err(Error::invalid("disk_max", why));
+                }
+            }
+            Upper::Tmpfs => {}
+        }
+        Ok(())
     }
 
     fn namespaces(&mut self, options: &Options, modes: &Modes) -> Result<(), Error> {
@@ -367,6 +404,11 @@ impl Plan {
         self.feature(feature).map_or(Mode::Off, |entry| entry.mode)
     }
 
+    /// Whether `/tmp` has to keep a disk limit.
+    pub(crate) fn tmp_limited(&self) -> bool {
+        self.overlay.is_none() && (self.tmp_size.is_some() || self.tmp_inodes.is_some())
+    }
+
     /// Whether programs are watched while they run.
     pub(crate) fn has_deadline(&self) -> bool {
         self.wall_time_max.is_some() || self.cpu_time_max.is_some() || self.output_max.is_some()
@@ -421,9 +463,6 @@ impl<'a> Modes<'a> {
                     format!("{mode}({feature})"),
                     "a sandbox stands on it and has no weaker form",
                 ));
-            }
-            if NOT_YET.contains(feature) && *mode == Mode::Prefer {
-                return Err(Error::invalid(format!("{mode}({feature})"), "not yet in this version"));
             }
         }
         Ok(Self(options))
@@ -559,6 +598,23 @@ mod tests {
         assert!(refused(|b| b.id_maps(map(7), map(7)).subordinate_ids(IdPool::Auto)).contains("leased"));
         assert!(refused(|b| b.id_maps(map(0), map(7))).contains("host id 0"));
         assert!(refused(|b| b.id_maps(map(7), map(0))).contains("host id 0"));
+    }
+
+    #[test]
+    fn an_overlay_is_planned_alone() {
+        let tmpfs = plan(|b| b.overlay("/image", Upper::Tmpfs)).unwrap();
+        assert_eq!(tmpfs.mode(Feature::Overlay), Mode::Require);
+        assert_eq!(plan(|b| b).unwrap().mode(Feature::Overlay), Mode::Off);
+        let off = plan(|b| b.overlay("/image", Upper::Tmpfs).off(Feature::Overlay)).unwrap();
+        assert_eq!((off.overlay, off.rootfs.as_deref()), (None, Some(Path::new("/image"))));
+        let on_disk = || Upper::Dir("/layer".into());
+        assert!(refused(|b| b.rootfs("/image").overlay("/image", Upper::Tmpfs)).contains("rootfs"));
+        assert!(refused(|b| b.overlay("", Upper::Tmpfs)).contains("empty path"));
+        assert!(refused(|b| b.overlay("/image", Upper::Dir("".into()))).contains("empty path"));
+        assert!(refused(|b| b.overlay("/image", on_disk()).prepared(1)).contains("one at a time"));
+        let with_bind = refused(|b| b.overlay("/image", Upper::Tmpfs).bind("/a", "/data").disk_max(1 << 20));
+        assert!(with_bind.contains("/data on disk"), "{with_bind}");
+        plan(|b| b.overlay("/image", on_disk()).bind("/a", "/data").disk_max(1 << 20)).unwrap();
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! What dead owners left, and who owns a host id.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cgroup::{Controller, Controllers, Layout, Needs};
+use quota::{Allocator, Check, Directory, Filesystem, Released};
 use userns::Owner;
 
 use crate::outcome::Leftover;
@@ -77,14 +79,18 @@ pub struct Recovered {
     pub cgroups: Vec<String>,
     /// What was found out about id ranges.
     pub ids: Option<userns::Recovered>,
+    /// Project ids, of any file system, that are free again.
+    pub projects: Vec<u32>,
     /// What could not be taken away.
     pub leftovers: Vec<Leftover>,
 }
 
-/// Takes away what sandboxes of dead processes have left: cgroups, and records of id ranges. What lives is not touched.
+/// Takes away what sandboxes of dead processes have left: cgroups, records of id ranges, and project ids with their limits.
+/// What lives is not touched.
 ///
 /// A killed host program leaves little: its instances end with it, mounts go with their namespaces, and the locks of id
-/// ranges with their holders. Empty cgroups stay, and are removed here. `state_dir` is the builder's
+/// ranges with their holders. Empty cgroups stay, and are removed here. Directories that were bound with a disk limit leave
+/// their project; an overlay's upper directory keeps it, limits included, until the directory is removed. `state_dir` is the builder's
 /// [`state_dir`](crate::Builder::state_dir), `None` the default one.
 ///
 /// # Errors
@@ -112,6 +118,15 @@ pub fn recover(state_dir: Option<&Path>) -> Result<Recovered, Error> {
         ids.freed.extend(found.freed);
         ids.left.extend(found.left);
     }
+    let projects = projects_directory(state_dir);
+    if projects.exists() {
+        for filesystem in filesystems_with_quota()? {
+            if let Err(error) = recover_projects(&filesystem, &projects, &mut recovered) {
+                let what = format!("projects of {}", filesystem.path().display());
+                recovered.leftovers.push(Leftover { what, why: error.to_string() });
+            }
+        }
+    }
     Ok(recovered)
 }
 
@@ -127,6 +142,49 @@ pub fn recover(state_dir: Option<&Path>) -> Result<Recovered, Error> {
 /// or written.
 pub fn forget_tree(tree: &Path, state_dir: Option<&Path>) -> Result<usize, Error> {
     Ok(IdPool::Auto.open(state_dir)?.forget_tree(tree)?.len())
+}
+
+/// One mount of each file system that limits projects and lets us see them.
+pub(crate) fn filesystems_with_quota() -> Result<Vec<Filesystem>, Error> {
+    let path = "/proc/self/mountinfo";
+    let mounts = procfs::process::Process::myself()
+        .and_then(|process| process.mountinfo())
+        .map_err(|error| Error::setup_at("read", path, std::io::Error::other(error)))?;
+    let mut seen = BTreeSet::new();
+    let mounts = mounts.into_iter().filter(|mount| ["xfs", "ext4", "f2fs"].contains(&mount.fs_type.as_str()));
+    let mounts = mounts.filter(|mount| seen.insert(mount.majmin.clone()));
+    let filesystems = mounts.filter_map(|mount| Filesystem::open(mount.mount_point).ok());
+    Ok(filesystems.filter(|filesystem| filesystem.require(&Check::default()).is_ok()).collect())
+}
+
+fn recover_projects(filesystem: &Filesystem, registry: &Path, recovered: &mut Recovered) -> Result<(), quota::Error> {
+    let allocator = Allocator::open(filesystem, registry, Allocator::IDS)?;
+    let found = allocator.recover()?;
+    recovered.projects.extend(found.freed);
+    for project in found.quarantined {
+        // The lock is ours from here on; it may be somebody's who was faster.
+        let Ok(Some(lease)) = allocator.take(project.project) else { continue };
+        for directory in &project.directories {
+            leave_project(directory, project.project);
+        }
+        match lease.release()? {
+            Released::Freed => recovered.projects.push(project.project),
+            _ => {
+                let (what, why) = (format!("project {}", project.project), "files still bear it".to_owned());
+                recovered.leftovers.push(Leftover { what, why });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes a directory out of a project, if it is its root.
+fn leave_project(path: &Path, project: u32) {
+    let Ok(directory) = Directory::open(path) else { return };
+    if directory.tag().is_ok_and(|tag| tag.project == project) {
+        // What cannot be changed keeps the project from being freed, which is seen then.
+        let _ = directory.clear();
+    }
 }
 
 /// Whose sandbox a host uid belongs to, and which uid it is inside. `None`: no sandbox has it.
@@ -146,6 +204,11 @@ pub(crate) fn directory(state_dir: Option<&Path>) -> Result<PathBuf, Error> {
         Some(directory) => Ok(directory.to_owned()),
         None => Ok(userns::default_state_dir()?),
     }
+}
+
+/// Where the registries of project ids lie. Limits on a disk outlive a reboot, and so must the memory of whose they are.
+pub(crate) fn projects_directory(state_dir: Option<&Path>) -> PathBuf {
+    state_dir.unwrap_or(Path::new("/var/lib/sandbox")).join("projects")
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use ns::mount::Attributes;
 use crate::Error;
 use crate::builder::{Access, MountKind, MountOption};
 use crate::host::Privilege;
+use crate::overlay::Overlay;
 use crate::plan::Plan;
 use crate::step::{BINDS_MAX, Bind, NewFilesystem, PLAIN, Source, Step};
 
@@ -62,11 +63,10 @@ pub(crate) struct Mapping {
 /// on disk. Where not, the plan says why.
 pub(crate) fn map_root(plan: &mut Plan, privilege: Privilege) -> Result<bool, Error> {
     let Some(directory) = &plan.rootfs else { return Ok(false) };
-    let identity = |path: &Path| path.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
     let of = |error| Error::setup_at("use as root directory", directory, error);
     let why = if privilege == Privilege::User {
         Some("only host root can map owners".to_owned())
-    } else if identity(directory).map_err(of)? == identity(Path::new("/")).map_err(of)? {
+    } else if is_host_root(directory).map_err(of)? {
         Some("what is root's alone on this host would be the program's".to_owned())
     } else if plan.rootfs_writable && !is_out_of_reach(&directory.canonicalize().map_err(of)?) {
         Some(
@@ -81,6 +81,12 @@ pub(crate) fn map_root(plan: &mut Plan, privilege: Privilege) -> Result<bool, Er
     let warning = format!("the owners of files in {} are nobody inside: {why}", directory.display());
     plan.warnings.push(warning);
     Ok(false)
+}
+
+/// Whether a directory is the root directory of the host.
+pub(crate) fn is_host_root(directory: &Path) -> io::Result<bool> {
+    let identity = |path: &Path| path.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+    Ok(identity(directory)? == identity(Path::new("/"))?)
 }
 
 /// Maps a copy of the mount that nobody sees.
@@ -125,12 +131,21 @@ pub(crate) struct Rootfs {
 
 impl Rootfs {
     /// Looks at the host's files and lays the steps out.
-    pub(crate) fn new(plan: &Plan, submounts: &[PathBuf], how: Mapping) -> Result<Self, Error> {
+    pub(crate) fn new(
+        plan: &Plan,
+        overlay: Option<&Overlay>,
+        submounts: &[PathBuf],
+        how: Mapping,
+    ) -> Result<Self, Error> {
         let mut this = Self { how, ..Self::default() };
         let mut attached = Vec::new();
-        match &plan.rootfs {
-            None => this.host_root(plan, submounts, &mut attached)?,
-            Some(directory) => this.directory_root(plan, directory, submounts)?,
+        match (overlay, &plan.rootfs) {
+            (Some(overlay), _) => {
+                this.base.extend(overlay.steps(plan.tmp_size, plan.tmp_inodes)?);
+                this.kept.extend(overlay.kept());
+            }
+            (None, Some(directory)) => this.directory_root(plan, directory, submounts)?,
+            (None, None) => this.host_root(plan, submounts, &mut attached)?,
         }
         if plan.dev {
             this.devices(submounts, &mut attached)?;
@@ -151,7 +166,7 @@ impl Rootfs {
         let mut mounts: Vec<&MountOption> = plan.mounts.iter().collect();
         mounts.sort_by_key(|mount| mount.target.components().count());
         for mount in mounts {
-            this.add(mount, submounts, &mut attached)?;
+            this.add(mount, plan, submounts, &mut attached)?;
         }
         if this.binds.len() > BINDS_MAX {
             return Err(Error::invalid("bind", format!("more than {BINDS_MAX} binds, the default ones included")));
@@ -162,7 +177,7 @@ impl Rootfs {
             None => this.base.push(Step::AttachRoot),
         }
         this.base.append(&mut attached);
-        if plan.rootfs.is_none() {
+        if overlay.is_none() && plan.rootfs.is_none() {
             this.base.push(Step::MakeReadOnly(c"/".into()));
         }
         Ok(this)
@@ -177,7 +192,12 @@ impl Rootfs {
         for name in HOST_ETC {
             self.show(&Path::new("/etc").join(name), submounts, attached)?;
         }
-        self.tmpfs_private("/tmp", plan.tmp_size.or(Some(TMP_SIZE)), plan.tmp_inodes)
+        self.tmp(plan)
+    }
+
+    /// The usual `/tmp`, or one that a disk limit is made of.
+    fn tmp(&mut self, plan: &Plan) -> Result<(), Error> {
+        self.tmpfs_private("/tmp", plan.tmp_size.or(Some(TMP_SIZE)), plan.tmp_inodes, plan.tmp_limited())
     }
 
     /// Shows a file, directory or symbolic link of the host in its place, if the host has it.
@@ -212,7 +232,7 @@ impl Rootfs {
         let has_tmp = directory.join("tmp").symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
         let taken = plan.mounts.iter().any(|mount| mount.target == Path::new("/tmp"));
         if has_tmp && !plan.rootfs_writable && !taken {
-            self.tmpfs_private("/tmp", plan.tmp_size.or(Some(TMP_SIZE)), plan.tmp_inodes)?;
+            self.tmp(plan)?;
         }
         Ok(())
     }
@@ -220,7 +240,8 @@ impl Rootfs {
     fn devices(&mut self, submounts: &[PathBuf], attached: &mut Vec<Step>) -> Result<(), Error> {
         self.point(Path::new("/dev"), true)?;
         let attributes = Attributes::NO_SUID | Attributes::NO_EXEC;
-        let filesystem = NewFilesystem::Tmpfs { size: Some(64 << 10), inodes: None, mode: 0o755, attributes };
+        let filesystem =
+            NewFilesystem::Tmpfs { size: Some(64 << 10), inodes: None, mode: 0o755, attributes, counted: false };
         attached.push(Step::Mount { filesystem, path: c"/dev".into() });
         for name in DEVICES {
             let path = Path::new("/dev").join(name);
@@ -236,18 +257,31 @@ impl Rootfs {
         self.private_targets.push("/dev/shm".into());
         self.private.push(Step::Mount { filesystem: NewFilesystem::Devpts, path: c"/dev/pts".into() });
         let attributes = PLAIN | Attributes::NO_EXEC;
-        let filesystem = NewFilesystem::Tmpfs { size: Some(TMP_SIZE), inodes: None, mode: 0o1777, attributes };
+        let filesystem =
+            NewFilesystem::Tmpfs { size: Some(TMP_SIZE), inodes: None, mode: 0o1777, attributes, counted: false };
         self.private.push(Step::Mount { filesystem, path: c"/dev/shm".into() });
         Ok(())
     }
 
-    fn add(&mut self, mount: &MountOption, submounts: &[PathBuf], attached: &mut Vec<Step>) -> Result<(), Error> {
+    fn add(
+        &mut self,
+        mount: &MountOption,
+        plan: &Plan,
+        submounts: &[PathBuf],
+        attached: &mut Vec<Step>,
+    ) -> Result<(), Error> {
         match &mount.kind {
             MountKind::Tmpfs { size } => {
                 let target = mount.target.to_str().ok_or_else(|| Error::invalid("tmpfs", "the path is not UTF-8"))?;
                 self.private
                     .retain(|step| !matches!(step, Step::Mount { path, .. } if path.to_bytes() == target.as_bytes()));
-                self.tmpfs_private(target, *size, None)
+                // A limit that `/tmp` has to keep holds for the caller's, too.
+                let counted = target == "/tmp" && plan.tmp_limited();
+                let (size, inodes) = match counted {
+                    true => ([*size, plan.tmp_size].into_iter().flatten().min(), plan.tmp_inodes),
+                    false => (*size, None),
+                };
+                self.tmpfs_private(target, size, inodes, counted)
             }
             MountKind::Bind { source, access } => {
                 let attributes = if *access == Access::ReadOnly { READ_ONLY } else { PLAIN };
@@ -329,8 +363,14 @@ impl Rootfs {
         Ok(self.owners.len() - 1)
     }
 
-    fn tmpfs_private(&mut self, target: &str, size: Option<u64>, inodes: Option<u64>) -> Result<(), Error> {
-        self.mount_private(target, NewFilesystem::Tmpfs { size, inodes, mode: 0o1777, attributes: PLAIN })
+    fn tmpfs_private(
+        &mut self,
+        target: &str,
+        size: Option<u64>,
+        inodes: Option<u64>,
+        counted: bool,
+    ) -> Result<(), Error> {
+        self.mount_private(target, NewFilesystem::Tmpfs { size, inodes, mode: 0o1777, attributes: PLAIN, counted })
     }
 
     fn mount_private(&mut self, target: &str, filesystem: NewFilesystem) -> Result<(), Error> {
@@ -362,7 +402,7 @@ fn is_below(path: &Path, above: &CString) -> bool {
 }
 
 /// What a bind shows, and whether it is a directory.
-fn source(path: &Path, submounts: &[PathBuf]) -> Result<(Source, bool), Error> {
+pub(crate) fn source(path: &Path, submounts: &[PathBuf]) -> Result<(Source, bool), Error> {
     let real = path.canonicalize().map_err(|error| Error::setup_at("bind", path, error))?;
     let metadata = real.metadata().map_err(|error| Error::setup_at("bind", path, error))?;
     let below = submounts
@@ -405,7 +445,7 @@ mod tests {
     fn rootfs(change: impl FnOnce(&mut Builder)) -> Rootfs {
         let mut builder = Builder::new();
         change(&mut builder);
-        Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], MAP).unwrap()
+        Rootfs::new(&Plan::new(&builder.options).unwrap(), None, &[], MAP).unwrap()
     }
 
     fn position(steps: &[Step], wanted: impl Fn(&Step) -> bool) -> usize {
@@ -442,7 +482,7 @@ mod tests {
     fn owners_are_never_root() {
         let mut builder = Builder::new();
         builder.bind_owned("/usr", "/data");
-        let error = Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], MAP).unwrap_err();
+        let error = Rootfs::new(&Plan::new(&builder.options).unwrap(), None, &[], MAP).unwrap_err();
         assert!(error.to_string().contains("neither may be 0"), "{error}");
     }
 
@@ -458,7 +498,7 @@ mod tests {
     fn a_missing_source_is_named() {
         let mut builder = Builder::new();
         builder.bind("/no/such/place", "/x");
-        let error = Rootfs::new(&Plan::new(&builder.options).unwrap(), &[], MAP).unwrap_err();
+        let error = Rootfs::new(&Plan::new(&builder.options).unwrap(), None, &[], MAP).unwrap_err();
         assert_eq!(error.errno(), Some(libc::ENOENT));
         assert!(error.to_string().contains("/no/such/place"), "{error}");
     }

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ns::Namespaces;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use userns::{IdMap, Setgroups};
 
 use crate::builder::{Access, MountKind, Options};
@@ -22,6 +21,7 @@ use crate::instance::{Instance, Parts, Running};
 use crate::keeper::{self, Burials};
 use crate::limits::ProcessLimits;
 use crate::outcome::Leftover;
+use crate::overlay::Overlay;
 use crate::plan::Plan;
 use crate::pool::{Pool, PoolStats};
 use crate::resources::{self, Group, Resources};
@@ -97,6 +97,10 @@ pub(crate) struct Inner {
     report: Arc<[Enforcement]>,
     pool: Option<Pool>,
     pub(crate) disk: Option<Disk>,
+    pub(crate) overlay: Option<Overlay>,
+    /// The child hands over a descriptor of the memory file system that a disk limit is made of.
+    counts_memory: bool,
+    privilege: Privilege,
 }
 
 /// Tells the instances of this process apart.
@@ -126,11 +130,19 @@ impl Sandbox {
             refuse_owned(&plan)?;
         }
         let name = crate::recover::name_prefix()?;
-        let disk = Disk::new(&mut plan, &name)?;
+        let mut overlay = Overlay::open(&plan, privilege)?;
+        // Before the overlay's directories are made, so that they belong to the project.
+        let mut disk = Disk::new(&mut plan, overlay.as_ref(), &name)?;
+        if let Some(untried) = overlay.take() {
+            overlay = untried.try_out(&mut plan, &identity, disk.as_ref())?;
+            if overlay.is_none() && disk.is_none() {
+                disk = Disk::new(&mut plan, None, &name)?;
+            }
+        }
         let map_root = rootfs::map_root(&mut plan, privilege)?;
         let how = Mapping { owners: privilege == Privilege::Root, root: map_root, hide_keys: !identity.is_leased() };
         let Rootfs { base, copies, enter, private, binds, owners, kept, .. } =
-            Rootfs::new(&plan, &host::mount_points()?, how)?;
+            Rootfs::new(&plan, overlay.as_ref(), &host::mount_points()?, how)?;
         identity.keep_for(kept, &mut plan, &name)?;
         warn_of_binds(&mut plan);
         let pid = std::process::id();
@@ -161,7 +173,8 @@ impl Sandbox {
         // Namespaces that the child takes by itself, or that come with the template.
         let mut namespaces = plan.namespaces - (Namespaces::USER | Namespaces::CGROUP);
         let template = match privilege {
-            Privilege::Root => {
+            // The ids of an overlay's files are those of the instance, so its root is made for each.
+            Privilege::Root if overlay.is_none() => {
                 let mut made = base;
                 made.extend([Step::SendMountNamespace, Step::Pivot]);
                 let template = spawn::mount_namespace(&made, &binds)?;
@@ -171,10 +184,9 @@ impl Sandbox {
                 steps.extend(private);
                 namespaces -= Namespaces::MOUNT;
                 steps.push(Step::RaiseLimits(raises));
-                steps.push(Step::EnterUserNamespace);
                 Some(template)
             }
-            Privilege::User => {
+            _ => {
                 steps.extend(base);
                 steps.extend(copies);
                 steps.extend(private);
@@ -183,8 +195,12 @@ impl Sandbox {
                 None
             }
         };
+        if privilege == Privilege::Root {
+            steps.push(Step::EnterUserNamespace);
+        }
         steps.push(Step::KeepCapabilities);
         steps.push(Step::ExecuteInit);
+        let counts_memory = steps.iter().any(Step::sends_memory);
         keeper::prepare()?;
         let config = init_config(&plan, &identity, &landlock, 0)?;
         let config_ready = init_config(&plan, &identity, &landlock, protocol::NOTIFY_READY)?;
@@ -211,7 +227,10 @@ impl Sandbox {
                 name,
                 report,
                 pool,
+                overlay,
                 disk,
+                counts_memory,
+                privilege,
             }))),
         };
         if let Some(pool) = &sandbox.inner.pool {
@@ -279,22 +298,34 @@ impl Inner {
     /// Starts an instance: ids, cgroup, limits read back, then the process. With `notify_ready` init will say when it is
     /// hardened; else the answer to the first request tells.
     pub(crate) fn make(&self, notify_ready: bool) -> Result<Parts, Error> {
+        match &self.overlay {
+            Some(overlay) => overlay.with_room(self.disk.as_ref(), || self.make_now(notify_ready)),
+            None => self.make_now(notify_ready),
+        }
+    }
+
+    fn make_now(&self, notify_ready: bool) -> Result<Parts, Error> {
         if std::process::id() != self.pid {
             return Err(Error::invalid("sandbox", "a forked process must build its own"));
         }
+        let turn = self.overlay.as_ref().map(Overlay::turn).transpose()?.flatten();
         let name = format!("{}{}", self.name, next_instance());
         let ids = self.identity.take(&name)?;
         let owners =
             self.owners.iter().map(|owner| owner_namespace(*owner, ids.outside)).collect::<Result<Vec<_>, _>>()?;
         let group = self.resources.as_ref().map(|resources| resources.group(&name)).transpose()?;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-            .map_err(|error| Error::setup("make a socket", error))?;
+        let (ours, theirs) = spawn::channel()?;
         let config = if notify_ready { &self.config_ready } else { &self.config };
         crate::init::send(ours.as_fd(), config, &[])
             .map_err(|error| Error::setup("send init its configuration", error))?;
         let cgroup = group.as_ref().and_then(Group::cgroup);
         let join: Vec<_> = cgroup.map(|cgroup| cgroup.join_fds().collect()).unwrap_or_default();
+        let upper_ids = self.overlay.as_ref().map(|overlay| overlay.upper_ids(&ids)).transpose()?.flatten();
+        let memory = self.counts_memory.then(spawn::channel).transpose()?;
         let mut context = Context::new(&self.binds);
+        context.upper_ids = upper_ids.as_ref().map(AsFd::as_fd);
+        context.upper_owner = self.overlay.as_ref().and_then(|overlay| overlay.upper_owner(&self.identity, &ids));
+        context.channel = memory.as_ref().map(|(_, theirs)| theirs.as_fd());
         context.owners = &owners;
         context.join = &join;
         context.template = self.template.as_ref().map(AsFd::as_fd);
@@ -306,7 +337,7 @@ impl Inner {
             host: self.own_pidfd.as_fd(),
             lease: ids.lease.as_ref().map(userns::Lease::lock_fd),
         });
-        let within = self.template.is_none().then(|| ids.namespace.as_fd());
+        let within = (self.privilege == Privilege::User).then(|| ids.namespace.as_fd());
         let started = spawn::start(Start {
             namespaces: self.namespaces,
             steps: &self.steps,
@@ -317,6 +348,11 @@ impl Inner {
         });
         drop(join);
         let (born, refused) = started?;
+        let init = Arc::new(born.pidfd);
+        if let Some(turn) = turn {
+            turn.give_to(&init);
+        }
+        let memory = memory.map(|(ours, _)| crate::sys::receive_fd(ours.as_fd())).transpose();
         let enforcement = self.report(group.as_ref().and_then(|group| group.differs.as_ref()), &refused);
         // Off the path of whoever will use it; what cannot be opened now is tried again then.
         let cgroup = group.as_ref().and_then(Group::cgroup).filter(|_| notify_ready);
@@ -324,10 +360,11 @@ impl Inner {
         Ok(Parts {
             handle: Arc::new(Handle::new(ours)),
             init_pid: born.pid.get(),
-            init: Arc::new(born.pidfd),
+            init,
             cgroup: group.and_then(Group::into_cgroup),
             meter,
             lease: ids.lease,
+            memory: memory?,
             enforcement,
             burials: Arc::clone(&self.burials),
         })
@@ -353,10 +390,11 @@ impl Inner {
 
 /// What init and the steps enforce, by mechanism.
 fn note_mechanisms(plan: &mut Plan, identity: &Identity, map_root: bool) {
-    let rootfs = match (&plan.rootfs, map_root) {
-        (None, _) => "a tmpfs with the host's programs",
-        (Some(_), false) => "the given directory",
-        (Some(_), true) => "the given directory, idmapped",
+    let rootfs = match (&plan.overlay, &plan.rootfs, map_root) {
+        (Some(_), ..) => "an overlay of the given directory",
+        (None, None, _) => "a tmpfs with the host's programs",
+        (None, Some(_), false) => "the given directory",
+        (None, Some(_), true) => "the given directory, idmapped",
     };
     for (feature, by) in [
         (Feature::UserNamespace, identity.describe()),

@@ -245,11 +245,16 @@ pub(crate) fn user_namespace(uids: &IdMap, gids: &IdMap, setgroups: Setgroups) -
     Ok(UserNamespace { namespace, _holder: holder })
 }
 
+/// A socket with two ends, which keeps the bounds of messages.
+pub(crate) fn channel() -> Result<(OwnedFd, OwnedFd), Error> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(|error| Error::setup("make a socket", error))
+}
+
 /// Makes the template mount namespace by `steps`, which end by sending it.
 pub(crate) fn mount_namespace(steps: &[Step], binds: &[Bind]) -> Result<OwnedFd, Error> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-        .map_err(|error| Error::setup("make a socket", error))?;
+    let (ours, theirs) = channel()?;
     let mut context = Context::new(binds);
     context.channel = Some(theirs.as_fd());
     let (born, _) =

@@ -10,9 +10,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use ns::mount::{self, Attributes, Tmpfs};
+use ns::mount::{self, Attributes, Overlay, Tmpfs};
 use ns::path::{Open, create_dir_in_root, create_file_in_root, open_in_root};
 use ns::{Errno, Namespaces};
+use rustix::fs::AtFlags;
 
 use crate::sys;
 
@@ -21,6 +22,10 @@ pub(crate) const BINDS_MAX: usize = 64;
 
 /// The attributes of everything that is shown to a program.
 pub(crate) const PLAIN: Attributes = Attributes::NO_SUID.union(Attributes::NO_DEV);
+
+/// Where changes lie in the upper layer of an overlay, and what the kernel needs beside it.
+pub(crate) const UPPER: &CStr = c"upper";
+pub(crate) const WORK: &CStr = c"work";
 
 /// One action of the child.
 #[derive(Debug)]
@@ -47,6 +52,26 @@ pub(crate) enum Step {
     CopyRoot,
     /// Shows that copy under the ids of [`Context::user_namespace`], what is mounted below its top excepted.
     MapRoot,
+    /// The directory of the host that an overlay shows, with its owners mapped to the instance's ids where that can be.
+    LowerLayer {
+        source: Source,
+        map: bool,
+    },
+    /// The layer for changes is a new memory file system.
+    UpperInMemory {
+        size: u64,
+        inodes: Option<u64>,
+        mode: u32,
+    },
+    /// The layer for changes lies in a directory of the host.
+    UpperOnDisk {
+        source: Source,
+        map: bool,
+    },
+    /// The root is an overlay of both layers.
+    OverlayRoot {
+        user_xattr: bool,
+    },
     /// Makes a directory of the root, where it is missing.
     MakeDirectory {
         path: CString,
@@ -118,7 +143,14 @@ pub(crate) struct Bind {
 #[derive(Debug)]
 pub(crate) enum NewFilesystem {
     Proc,
-    Tmpfs { size: Option<u64>, inodes: Option<u64>, mode: u32, attributes: Attributes },
+    /// `counted`: the parent gets a descriptor of it, to read what is used.
+    Tmpfs {
+        size: Option<u64>,
+        inodes: Option<u64>,
+        mode: u32,
+        attributes: Attributes,
+        counted: bool,
+    },
     Devpts,
 }
 
@@ -139,11 +171,18 @@ pub(crate) struct Context<'a> {
     pub(crate) join: &'a [BorrowedFd<'a>],
     pub(crate) template: Option<BorrowedFd<'a>>,
     pub(crate) user_namespace: Option<BorrowedFd<'a>>,
-    /// Where [`Step::SendMountNamespace`] sends to.
+    /// Where descriptors for the parent are sent to.
     pub(crate) channel: Option<BorrowedFd<'a>>,
+    /// Shows the owners of the upper layer on disk as the instance's ids.
+    pub(crate) upper_ids: Option<BorrowedFd<'a>>,
+    /// Who is to own the top of the upper layer, in ids of the child.
+    pub(crate) upper_owner: Option<(u32, u32)>,
     pub(crate) init: Option<sys::InitFds<'a>>,
     /// The root being made.
     root: Option<ChildFd>,
+    /// The overlay's layers.
+    lower: Option<ChildFd>,
+    upper: Option<ChildFd>,
     trees: [Option<Tree>; BINDS_MAX],
     /// Preferred steps that the kernel refused, and why: the keyring, the cgroup namespace.
     pub(crate) refused_keyring: Option<Errno>,
@@ -170,8 +209,12 @@ impl<'a> Context<'a> {
             template: None,
             user_namespace: None,
             channel: None,
+            upper_ids: None,
+            upper_owner: None,
             init: None,
             root: None,
+            lower: None,
+            upper: None,
             trees: [const { None }; BINDS_MAX],
             refused_keyring: None,
             refused_cgroup_namespace: None,
@@ -228,6 +271,42 @@ impl Step {
                 Ok(())
             }
             Self::MapRoot => mount::set_idmap(context.root()?, needed(context.user_namespace)?, false),
+            Self::LowerLayer { source, map } => {
+                // What is attached from here on must not show on the host.
+                mount::make_private()?;
+                let place = source.open()?;
+                let user_namespace = map.then(|| needed(context.user_namespace)).transpose()?;
+                context.lower = Some(ManuallyDrop::new(layer(place, user_namespace)?));
+                Ok(())
+            }
+            Self::UpperInMemory { size, inodes, mode } => {
+                let options = Tmpfs { size: Some(*size), inodes: *inodes, mode: Some(0o700), owner: None };
+                let tree = mount::tmpfs(&options, PLAIN)?;
+                // An overlay takes attached layers only (before Linux 6.15), and this place goes with the old root.
+                mount::attach(tree.as_fd(), needed(context.lower.as_ref())?.as_fd())?;
+                for (name, mode) in [(UPPER, *mode), (WORK, 0o700)] {
+                    rustix::fs::mkdirat(&tree, name, mode.into()).map_err(errno)?;
+                }
+                sys::send_fd(needed(context.channel)?, tree.as_fd())?;
+                context.upper = Some(ManuallyDrop::new(tree));
+                own_upper(context)
+            }
+            Self::UpperOnDisk { source, map } => {
+                let place = source.open()?;
+                let user_namespace = map.then(|| needed(context.upper_ids)).transpose()?;
+                context.upper = Some(ManuallyDrop::new(layer(place, user_namespace)?));
+                own_upper(context)
+            }
+            Self::OverlayRoot { user_xattr } => {
+                let (lower, upper) = (needed(context.lower.as_ref())?, needed(context.upper.as_ref())?);
+                let [upper, work] = [UPPER, WORK].map(|name| open_in_root(upper.as_fd(), name, PLACE));
+                let (upper, work) = (upper?, work?);
+                let upper_and_work = Some((upper.as_fd(), work.as_fd()));
+                let options = Overlay { upper_and_work, user_xattr: *user_xattr, volatile: false };
+                let root = mount::overlay(&[lower.as_fd()], &options, PLAIN)?;
+                context.set_root(root);
+                Ok(())
+            }
             Self::RestrictRoot { attributes, submounts } => restrict(context.root()?, *attributes, submounts),
             Self::MakeDirectory { path, mode } => create_dir_in_root(context.root()?, path, *mode).map(drop),
             Self::MakeFile(path) => create_file_in_root(context.root()?, path, 0o644).map(drop),
@@ -244,7 +323,11 @@ impl Step {
                     Err(missing) if missing.raw() == libc::ENOENT => create_dir_in_root(context.root()?, path, 0o755)?,
                     opened => opened?,
                 };
-                mount::attach_new(tree.as_fd(), target.as_fd())
+                mount::attach_new(tree.as_fd(), target.as_fd())?;
+                match filesystem {
+                    NewFilesystem::Tmpfs { counted: true, .. } => sys::send_fd(needed(context.channel)?, tree.as_fd()),
+                    _ => Ok(()),
+                }
             }
             Self::CoverReadOnly(path) => {
                 let place = open_in_root(context.root()?, path, PLACE)?;
@@ -272,6 +355,16 @@ impl Step {
         }
     }
 
+    /// Whether it hands a descriptor of a memory file system to the parent.
+    pub(crate) fn sends_memory(&self) -> bool {
+        let counted = |filesystem: &NewFilesystem| matches!(filesystem, NewFilesystem::Tmpfs { counted: true, .. });
+        match self {
+            Self::UpperInMemory { .. } => true,
+            Self::Mount { filesystem, .. } => counted(filesystem),
+            _ => false,
+        }
+    }
+
     /// The words that follow "cannot", and what they are about.
     pub(crate) fn describe(&self, binds: &[Bind]) -> (&'static str, Option<PathBuf>) {
         let bind = |number: &usize| binds.get(*number);
@@ -286,6 +379,10 @@ impl Step {
             Self::DirectoryRoot(source) => ("use as root directory", Some(source.path())),
             Self::CopyRoot => ("copy the mounts of the root directory", None),
             Self::MapRoot => ("map the owners of the root file system", None),
+            Self::LowerLayer { source, .. } => ("use as lower layer", Some(source.path())),
+            Self::UpperInMemory { .. } => ("make the upper layer in memory", None),
+            Self::UpperOnDisk { source, .. } => ("use as upper layer", Some(source.path())),
+            Self::OverlayRoot { .. } => ("mount the overlay", None),
             Self::RestrictRoot { .. } => ("restrict the root file system", None),
             Self::MakeDirectory { path, .. } => ("make the directory", Some(path_of(path))),
             Self::MakeFile(path) => ("make the mount point", Some(path_of(path))),
@@ -346,7 +443,7 @@ impl NewFilesystem {
     fn mount(&self) -> Result<OwnedFd, Errno> {
         match *self {
             Self::Proc => mount::proc(mount::Proc { hide_others: true, only_processes: false }, Attributes::empty()),
-            Self::Tmpfs { size, inodes, mode, attributes } => {
+            Self::Tmpfs { size, inodes, mode, attributes, .. } => {
                 // Empty files cost no page but a kilobyte of the kernel's memory, so they are bounded with the size.
                 let inodes = inodes.or(size.map(|size| (size / 4096).max(1024)));
                 mount::tmpfs(&Tmpfs { size, inodes, mode: Some(mode), owner: None }, attributes)
@@ -354,6 +451,24 @@ impl NewFilesystem {
             Self::Devpts => mount::devpts(256, Attributes::empty()),
         }
     }
+}
+
+/// A directory of the host as a layer of an overlay: mapped by a user namespace, or as it is.
+fn layer(place: OwnedFd, user_namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Errno> {
+    let Some(user_namespace) = user_namespace else { return Ok(place) };
+    let tree = mount::clone_tree(place.as_fd(), c"", false)?;
+    mount::set_idmap(tree.as_fd(), user_namespace, false)?;
+    // As above: attached, where it goes with the old root.
+    mount::attach(tree.as_fd(), place.as_fd())?;
+    Ok(tree)
+}
+
+/// The root of the overlay has the owner of the upper layer's top.
+fn own_upper(context: &Context<'_>) -> Result<(), Errno> {
+    let Some((user, group)) = context.upper_owner else { return Ok(()) };
+    let upper = needed(context.upper.as_ref())?;
+    let (user, group) = (rustix::fs::Uid::from_raw(user), rustix::fs::Gid::from_raw(group));
+    rustix::fs::chownat(upper.as_fd(), UPPER, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW).map_err(errno)
 }
 
 fn copy_bind(context: &mut Context<'_>, number: usize) -> Result<(), Errno> {

@@ -51,13 +51,18 @@ pub(crate) fn reset_oom_score() -> Result<(), Errno> {
 pub(crate) fn send_mount_namespace(channel: BorrowedFd<'_>) -> Result<(), Errno> {
     let namespace = rustix::fs::openat(CWD, c"/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(errno)?;
-    let fds = [namespace.as_fd()];
+    send_fd(channel, namespace.as_fd())
+}
+
+/// Sends a descriptor over `channel`.
+pub(crate) fn send_fd(channel: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let fds = [fd];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
         return Err(Errno::from_raw(libc::EINVAL));
     }
-    rustix::net::sendmsg(channel, &[IoSlice::new(b"m")], &mut control, SendFlags::NOSIGNAL).map_err(errno)?;
+    rustix::net::sendmsg(channel, &[IoSlice::new(b"f")], &mut control, SendFlags::NOSIGNAL).map_err(errno)?;
     Ok(())
 }
 
@@ -220,5 +225,5 @@ pub(crate) fn receive_fd(socket: BorrowedFd<'_>) -> Result<OwnedFd, crate::Error
             RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
             _ => None,
         })
-        .ok_or(crate::Error::Ended { during: "its mount namespace was to be handed over" })
+        .ok_or(crate::Error::Ended { during: "a descriptor was to be handed over" })
 }

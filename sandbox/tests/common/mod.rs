@@ -219,13 +219,22 @@ pub fn nothing_is_left_of(pid: u32) {
     assert!(!mounts.contains("/run/sandbox"), "{mounts}");
 }
 
+/// Where a disk with project quota is, in guests that have one.
+pub fn test_disk() -> PathBuf {
+    std::env::var_os("SANDBOX_TEST_DISK").map_or_else(|| PathBuf::from("/mnt/quota"), PathBuf::from)
+}
+
 /// A directory that vanishes with the test.
 pub struct Scratch(pub PathBuf);
 
 impl Scratch {
     /// Below `/tmp`, where every user may search.
     pub fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("sandbox-test-{}-{name}", std::process::id()));
+        Self::on(&std::env::temp_dir(), name)
+    }
+
+    pub fn on(parent: &Path, name: &str) -> Self {
+        let path = parent.join(format!("sandbox-test-{}-{name}", std::process::id()));
         fs::create_dir(&path).unwrap();
         mode(&path, 0o755);
         Self(path)
