@@ -13,9 +13,11 @@ pub struct Enforcement {
     pub feature: Feature,
     /// How much it was wanted.
     pub mode: Mode,
-    /// The value asked for: bytes, processes, nanoseconds; how many CPUs; how many rates. `None` for features without a value, and for "no limit".
+    /// The value asked for: bytes, processes, nanoseconds; how many CPUs; how many rates. `None` for features without a
+    /// value, and for "no limit".
     pub requested: Option<u64>,
-    /// The value **read back from the kernel**; for features without a value 1. `None`: not enforced.
+    /// The value **read back from the kernel**; for features without a value 1, for Landlock its ABI.
+    /// `None`: not enforced.
     pub enforced: Option<u64>,
     /// The mechanism: "cgroup v2 memory.max".
     pub by: Option<Cow<'static, str>>,

@@ -315,8 +315,12 @@ pub fn act() {
         }
         // The whole life of a group as whoever this is.
         "life" => {
-            let answer =
-                Layout::detect().and_then(|layout| layout.create(&name("life"), &Needs::new([Controller::Pids])));
+            // Asked for, or only wished for together with what may not be there.
+            let needs = match number {
+                0 => Needs::new([Controller::Pids]),
+                _ => Needs::new([]).prefer([Controller::Memory, Controller::Pids, Controller::Cpu]),
+            };
+            let answer = Layout::detect().and_then(|layout| layout.create(&name("life"), &needs));
             match answer {
                 Err(error) => say(&format!("answer {error:?}")),
                 Ok(group) => {
