@@ -1,6 +1,5 @@
 //! The checks that need no guest: format, lints, documentation, and the tests on this machine's own kernel.
 
-use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::libtest::Report;
 use crate::packages::{self, Need};
 use crate::run::{Ended, tee};
-use crate::skips::{self, HOST, SkipList};
+use crate::skips::{self, HOST, Seen, SkipList};
 
 /// For a compilation of everything on a slow machine.
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -33,7 +32,7 @@ pub(crate) fn run(bless: bool) -> Result<Report> {
         doc.env("RUSTDOCFLAGS", "--deny warnings --allow rustdoc::private_intra_doc_links");
         checked(doc)
     });
-    let mut skips = BTreeSet::new();
+    let mut seen = Seen::default();
     let mut binaries = Vec::new();
     step(&mut total, "build of the tests", || {
         binaries = cargo::test_binaries()?;
@@ -41,21 +40,22 @@ pub(crate) fn run(bless: bool) -> Result<Report> {
     });
     for binary in &binaries {
         let report = tests(&binary.name, binary.command());
-        skips.extend(report.skips.iter().map(|skip| format!("{} {skip}", binary.name)));
+        seen.skips.extend(report.skips.iter().map(|skip| format!("{} {skip}", binary.name)));
+        seen.programs.insert(binary.name.clone());
         total.add(&report);
     }
     for binary in binaries.iter().filter(|binary| binary.name.starts_with("sandbox/tests/")) {
         let mut command = binary.command();
         command.env(PREPARED, "2");
         let mut report = tests(&format!("{} with pools", binary.name), command);
-        let before = skips.len();
-        skips.extend(report.skips.iter().map(|skip| format!("{} {skip}", binary.name)));
+        let before = seen.skips.len();
+        seen.skips.extend(report.skips.iter().map(|skip| format!("{} {skip}", binary.name)));
         // They are the same tests: what skips has been counted.
-        report.skipped = skips.len() - before;
+        report.skipped = seen.skips.len() - before;
         total.add(&report);
     }
     total.add(&tests("documentation examples", cargo(&["test", "--quiet", "--doc"])));
-    compare_skips(&skips, bless, &mut total)?;
+    compare_skips(&seen, bless, &mut total)?;
     Ok(total)
 }
 
@@ -117,14 +117,14 @@ fn tests(name: &str, command: Command) -> Report {
 
 /// A test that skips here but not in the list fails the run; one that skips no more is only told of, since another
 /// machine may give what the listed one lacks.
-fn compare_skips(skips: &BTreeSet<String>, bless: bool, total: &mut Report) -> Result<()> {
+fn compare_skips(seen: &Seen, bless: bool, total: &mut Report) -> Result<()> {
     let path = skips::file("host");
     let mut list = SkipList::read(&path)?;
     if bless {
-        list.bless(HOST, skips);
+        list.bless(HOST, seen);
         return list.write(&path);
     }
-    let difference = list.compare(HOST, skips);
+    let difference = list.compare(HOST, seen);
     for skip in &difference.new {
         eprintln!(
             "xtask: skips, but {} does not list it (bless with `cargo xtask test --host --bless`): {skip}",
@@ -137,7 +137,7 @@ fn compare_skips(skips: &BTreeSet<String>, bless: bool, total: &mut Report) -> R
     total.failed += difference.new.len();
     eprintln!(
         "== {} SKIPs on this host, {} new, {} of the list gone",
-        skips.len(),
+        seen.skips.len(),
         difference.new.len(),
         difference.gone.len()
     );

@@ -83,66 +83,76 @@ fn page(found: &BTreeMap<(Layout, User), BTreeMap<Kernel, Vec<Feature>>>, skips:
             section(&mut page, kernels);
         }
     }
-    page.push_str(
-        "\n## Tests that skip\n\nA test that needs what a guest lacks says so and skips; elsewhere it runs.\n\n",
-    );
-    let mut none = true;
-    for (skip, places) in skips.iter() {
-        none = false;
-        let _ = writeln!(page, "- {skip} — {}", summarise(places));
-    }
-    if none {
-        page.push_str("None is listed.\n");
-    }
+    page.push_str("\n## Tests that skip\n\n");
+    skip_section(&mut page, skips);
     page
 }
 
-/// A table of the features on which kernels differ, then why, then those that all have.
+/// By what they need, since one lack makes many tests skip, and then by where they skip.
+fn skip_section(page: &mut String, list: &SkipList) {
+    page.push_str(
+        "A test that needs what a guest lacks says so and skips there, and runs elsewhere. A guest is written\n\
+         KERNEL.CGROUP.USER; listed are those that `cargo xtask matrix --bless` has run.\n\n",
+    );
+    let mut skips: Vec<_> = list.iter().map(|(skip, places)| (skips::parts(skip), places)).collect();
+    skips.sort_by_key(|((program, _, need), places)| (*need, *places, *program));
+    for alike in skips.chunk_by(|((_, _, a), _), ((_, _, b), _)| a == b) {
+        let _ = writeln!(page, "- **{}**", alike[0].0.2);
+        for here in alike.chunk_by(|((a, ..), at), ((b, ..), there)| (a, at) == (b, there)) {
+            let ((program, ..), places) = here[0];
+            let places: Vec<_> = places.iter().map(|place| format!("`{place}`")).collect();
+            let tests: Vec<_> = here.iter().map(|((_, test, _), _)| *test).collect();
+            let _ = writeln!(page, "  - {}: {program} {}", places.join(" "), tests.join(", "));
+        }
+    }
+}
+
+/// A table of the features on which kernels differ, then what lacks and why, then what all have.
 fn section(page: &mut String, kernels: &BTreeMap<Kernel, Vec<Feature>>) {
-    let state = |kernel: &Kernel, name: &str| kernels[kernel].iter().find(|feature| feature.feature == name);
+    let found = |kernel: &Kernel, name: &str| kernels[kernel].iter().find(|feature| feature.feature == name);
+    let state = |kernel: &Kernel, name: &str| found(kernel, name).map_or("?", |feature| &*feature.state);
     let mut names: Vec<&str> = Vec::new();
     for feature in kernels.values().flatten() {
         if !names.contains(&&*feature.feature) {
             names.push(&feature.feature);
         }
     }
-    let everywhere =
-        |name: &&str| kernels.keys().all(|kernel| state(kernel, name).is_some_and(|found| found.state == "available"));
-    let (same, different): (Vec<_>, Vec<_>) = names.into_iter().partition(everywhere);
-    if !different.is_empty() {
-        let _ =
-            writeln!(page, "| feature | {} |", kernels.keys().map(ToString::to_string).collect::<Vec<_>>().join(" | "));
-        let _ = writeln!(page, "|---|{}", "---|".repeat(kernels.len()));
-        for name in &different {
-            let cells = kernels.keys().map(|kernel| state(kernel, name).map_or("?", |found| mark(&found.state)));
-            let _ = writeln!(page, "| {name} | {} |", cells.collect::<Vec<_>>().join(" | "));
-        }
-        page.push('\n');
-        // What lacks for one cause on the same kernels is one line.
-        let mut causes: BTreeMap<(Vec<Kernel>, String), Vec<&str>> = BTreeMap::new();
-        for name in &different {
-            let mut reasons: BTreeMap<String, Vec<Kernel>> = BTreeMap::new();
-            for kernel in kernels.keys() {
-                if let Some(found) = state(kernel, name).filter(|found| found.state != "available") {
-                    reasons.entry(found.detail.clone().unwrap_or_default()).or_default().push(*kernel);
-                }
-            }
-            for (reason, kernels) in reasons {
-                causes.entry((kernels, reason)).or_default().push(name);
-            }
-        }
-        for ((on, reason), names) in causes {
-            let on = if on.len() == kernels.len() {
-                "all".into()
-            } else {
-                on.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-            };
-            let _ = writeln!(page, "- {} on {on}: {reason}", names.join(", "));
+    let states = |name: &str| kernels.keys().map(|kernel| state(kernel, name)).collect::<BTreeSet<_>>();
+    let (everywhere, lacking): (Vec<_>, Vec<_>) =
+        names.into_iter().partition(|name| states(name).iter().eq(&["available"]));
+    let mut different = lacking.iter().filter(|name| states(name).len() > 1).peekable();
+    if different.peek().is_some() {
+        let heads: Vec<_> = kernels.keys().map(ToString::to_string).collect();
+        let _ = writeln!(page, "| feature | {} |\n|---|{}", heads.join(" | "), "---|".repeat(heads.len()));
+        for name in different {
+            let cells: Vec<_> = kernels.keys().map(|kernel| mark(state(kernel, name))).collect();
+            let _ = writeln!(page, "| {name} | {} |", cells.join(" | "));
         }
         page.push('\n');
     }
-    if !same.is_empty() {
-        let _ = writeln!(page, "On all: {}.", same.join(", "));
+    // What lacks for one cause on the same kernels is one line.
+    let mut causes: BTreeMap<(Vec<Kernel>, &str), Vec<&str>> = BTreeMap::new();
+    for name in &lacking {
+        let mut reasons: BTreeMap<&str, Vec<Kernel>> = BTreeMap::new();
+        for kernel in kernels.keys() {
+            if let Some(feature) = found(kernel, name).filter(|feature| feature.state != "available") {
+                reasons.entry(feature.detail.as_deref().unwrap_or_default()).or_default().push(*kernel);
+            }
+        }
+        for (reason, on) in reasons {
+            causes.entry((on, reason)).or_default().push(name);
+        }
+    }
+    for ((on, reason), names) in &causes {
+        let on = if on.len() == kernels.len() {
+            "all".into()
+        } else {
+            on.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        };
+        let _ = writeln!(page, "- {} on {on}: {reason}", names.join(", "));
+    }
+    if !everywhere.is_empty() {
+        let _ = writeln!(page, "- Available on all: {}.", everywhere.join(", "));
     }
 }
 
@@ -155,33 +165,11 @@ fn mark(state: &str) -> &str {
     }
 }
 
-/// The guests of a skip in words as short as can be: `every guest`, `every guest of user 1000`, or all by name.
-fn summarise(places: &BTreeSet<String>) -> String {
-    let all = |wanted: &dyn Fn(Layout, User) -> bool| {
-        let layouts = [Layout::V1, Layout::Hybrid, Layout::V2];
-        let users = [User::Root, User::Ordinary];
-        let kinds = layouts.iter().flat_map(|layout| users.iter().map(|user| (*layout, *user)));
-        let kinds: Vec<_> = kinds.filter(|(layout, user)| wanted(*layout, *user)).collect();
-        let named = |kernel: Kernel| {
-            kinds.iter().map(move |(layout, user)| guest::place(kernel, *layout, *user)).collect::<Vec<_>>()
-        };
-        kernel::ALL.into_iter().flat_map(named).collect::<BTreeSet<_>>()
-    };
-    if *places == all(&|_, _| true) {
-        return "every guest".into();
-    }
-    for user in [User::Root, User::Ordinary] {
-        if *places == all(&|_, other| other == user) {
-            return format!("every guest of user {user}");
-        }
-    }
-    places.iter().map(|place| format!("`{place}`")).collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::guest::kernel::{Engine, Version};
+    use crate::skips::Seen;
 
     const LOG: &str = "noise\n[{\"feature\":\"landlock\",\"state\":\"missing\",\"detail\":\"ENOSYS\",\"fix\":null},\
                        {\"feature\":\"seccomp\",\"state\":\"available\",\"detail\":\"\",\"fix\":\"\"}]\ndoctor: no\n";
@@ -203,19 +191,25 @@ mod tests {
         let mut page = String::new();
         section(&mut page, &kernels);
         assert!(page.contains("| feature | uml-5.10 | uml-new |\n"), "{page}");
-        assert!(
-            page.contains("| landlock | – | yes |\n- ")
-                || page.contains("| landlock | – | yes |\n\n- landlock on uml-5.10: ENOSYS\n"),
-            "{page}"
-        );
-        assert!(page.contains("On all: seccomp.\n"), "{page}");
+        let rest = "| landlock | – | yes |\n\n- landlock on uml-5.10: ENOSYS\n- Available on all: seccomp.\n";
+        assert!(page.ends_with(rest), "{page}");
     }
 
     #[test]
-    fn without_a_doctor_the_skips_remain() {
+    fn what_lacks_everywhere_is_no_table() {
+        let kernels =
+            BTreeMap::from([(kernel::ALL[0], features(LOG).unwrap()), (kernel::ALL[1], features(LOG).unwrap())]);
+        let mut page = String::new();
+        section(&mut page, &kernels);
+        assert_eq!(page, "- landlock on all: ENOSYS\n- Available on all: seccomp.\n");
+    }
+
+    #[test]
+    fn skips_are_grouped_by_what_they_need() {
         let mut list = SkipList::default();
-        list.bless("uml-new.v1.root", &BTreeSet::from(["a.rs swap: needs swap".to_owned()]));
+        let skips = BTreeSet::from(["a.rs swap: needs swap".to_owned()]);
+        list.bless("uml-new.v1.root", &Seen { skips, ..Seen::default() });
         let page = page(&BTreeMap::new(), &list);
-        assert!(page.contains("- a.rs swap: needs swap — `uml-new.v1.root`\n"), "{page}");
+        assert!(page.contains("- **needs swap**\n  - `uml-new.v1.root`: a.rs swap\n"), "{page}");
     }
 }

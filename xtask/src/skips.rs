@@ -21,6 +21,13 @@ pub(crate) struct SkipList {
     places: BTreeMap<String, BTreeSet<String>>,
 }
 
+/// What a run in one place saw: its programs, and `PROGRAM TEST: needs …` of what they skipped.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) programs: BTreeSet<String>,
+    pub(crate) skips: BTreeSet<String>,
+}
+
 /// What differs between a run and the list.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Difference {
@@ -70,22 +77,29 @@ impl SkipList {
     }
 
     /// What is listed for `place`.
-    pub(crate) fn skips_at<'a>(&'a self, place: &'a str) -> impl Iterator<Item = &'a String> {
+    fn skips_at<'a>(&'a self, place: &'a str) -> impl Iterator<Item = &'a String> {
         let here = move |places: &BTreeSet<String>| places.contains(place) || (place == HOST && places.is_empty());
         self.places.iter().filter(move |(_, places)| here(places)).map(|(skip, _)| skip)
     }
 
-    pub(crate) fn compare(&self, place: &str, skips: &BTreeSet<String>) -> Difference {
-        let listed: BTreeSet<_> = self.skips_at(place).cloned().collect();
+    /// Whether a test of `program` is listed for `place`.
+    pub(crate) fn knows(&self, place: &str, program: &str) -> bool {
+        self.skips_at(place).any(|skip| parts(skip).0 == program)
+    }
+
+    /// What the list says of programs that did not run is no difference.
+    pub(crate) fn compare(&self, place: &str, seen: &Seen) -> Difference {
+        let listed = self.skips_at(place).filter(|skip| seen.programs.contains(parts(skip).0));
+        let listed: BTreeSet<_> = listed.cloned().collect();
         Difference {
-            new: skips.difference(&listed).cloned().collect(),
-            gone: listed.difference(skips).cloned().collect(),
+            new: seen.skips.difference(&listed).cloned().collect(),
+            gone: listed.difference(&seen.skips).cloned().collect(),
         }
     }
 
-    /// Replaces what the list says of `place`.
-    pub(crate) fn bless(&mut self, place: &str, skips: &BTreeSet<String>) {
-        for skip in self.compare(place, skips).gone {
+    /// Replaces what the list says of these programs in `place`.
+    pub(crate) fn bless(&mut self, place: &str, seen: &Seen) {
+        for skip in self.compare(place, seen).gone {
             if let Some(places) = self.places.get_mut(&skip) {
                 places.remove(place);
                 if places.is_empty() {
@@ -93,7 +107,7 @@ impl SkipList {
                 }
             }
         }
-        for skip in skips {
+        for skip in &seen.skips {
             let places = self.places.entry(skip.clone()).or_default();
             if place != HOST {
                 places.insert(place.to_owned());
@@ -105,6 +119,13 @@ impl SkipList {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &BTreeSet<String>)> {
         self.places.iter()
     }
+}
+
+/// Program, test and need of a line of the list.
+pub(crate) fn parts(skip: &str) -> (&str, &str, &str) {
+    let (program, rest) = skip.split_once(' ').unwrap_or((skip, ""));
+    let (test, need) = rest.split_once(": ").unwrap_or((rest, ""));
+    (program, test, need)
 }
 
 impl std::fmt::Display for SkipList {
@@ -136,8 +157,10 @@ mod tests {
     const GUESTS: &str =
         "# head\na hog: needs memory\n    uml-6.12.v1.root uml-new.v1.root\nb swap: needs swap\n    uml-new.v1.root\n";
 
-    fn set(skips: &[&str]) -> BTreeSet<String> {
-        skips.iter().map(|skip| (*skip).to_owned()).collect()
+    /// A run of the programs `a`, `b` and `c`.
+    fn seen(skips: &[&str]) -> Seen {
+        let set = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        Seen { programs: set(&["a", "b", "c"]), skips: set(skips) }
     }
 
     #[test]
@@ -150,18 +173,36 @@ mod tests {
     #[test]
     fn what_is_new_and_what_is_gone() {
         let list = SkipList::parse(GUESTS);
-        let difference = list.compare("uml-new.v1.root", &set(&["a hog: needs memory", "c io: needs io"]));
+        let difference = list.compare("uml-new.v1.root", &seen(&["a hog: needs memory", "c io: needs io"]));
         assert_eq!(
             difference,
             Difference { new: vec!["c io: needs io".into()], gone: vec!["b swap: needs swap".into()] }
         );
-        assert_eq!(list.compare("uml-6.12.v1.root", &set(&["a hog: needs memory"])), Difference::default());
+        assert_eq!(list.compare("uml-6.12.v1.root", &seen(&["a hog: needs memory"])), Difference::default());
+    }
+
+    #[test]
+    fn what_did_not_run_is_neither_gone_nor_blessed_away() {
+        let mut list = SkipList::parse(GUESTS);
+        let a = Seen { programs: BTreeSet::from(["a".to_owned()]), skips: BTreeSet::new() };
+        assert_eq!(list.compare("uml-new.v1.root", &a).gone, ["a hog: needs memory"]);
+        list.bless("uml-new.v1.root", &a);
+        assert!(list.knows("uml-new.v1.root", "b") && !list.knows("uml-new.v1.root", "a"));
+    }
+
+    #[test]
+    fn every_listed_program_exists() {
+        for name in ["host", "guests"] {
+            let list = SkipList::read(&file(name)).unwrap();
+            let missing = list.iter().map(|(skip, _)| parts(skip).0).filter(|it| !cargo::root().join(it).exists());
+            assert_eq!(missing.collect::<Vec<_>>(), [""; 0], "bless, or remove the lines from {name}.txt");
+        }
     }
 
     #[test]
     fn blessing_one_place_leaves_the_others() {
         let mut list = SkipList::parse(GUESTS);
-        list.bless("uml-new.v1.root", &set(&["c io: needs io"]));
+        list.bless("uml-new.v1.root", &seen(&["c io: needs io"]));
         assert_eq!(
             list.to_string(),
             "# head\na hog: needs memory\n    uml-6.12.v1.root\nc io: needs io\n    uml-new.v1.root\n"
@@ -171,8 +212,8 @@ mod tests {
     #[test]
     fn blessing_the_host() {
         let mut list = SkipList::parse("a hog: needs memory\n");
-        list.bless(HOST, &set(&["b swap: needs swap"]));
+        list.bless(HOST, &seen(&["b swap: needs swap"]));
         assert_eq!(list.to_string(), "b swap: needs swap\n");
-        assert_eq!(list.compare(HOST, &set(&["b swap: needs swap"])), Difference::default());
+        assert_eq!(list.compare(HOST, &seen(&["b swap: needs swap"])), Difference::default());
     }
 }
