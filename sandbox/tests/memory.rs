@@ -51,6 +51,19 @@ fn just_below_the_limit_all_is_well() {
 }
 
 #[test]
+fn swap_is_room_beside_memory_up_to_its_own_limit() {
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    require!("swap_is_room_beside_memory_up_to_its_own_limit", swaps.lines().count() > 1, "swap", "none");
+    let sandbox = sandbox_or_skip!("swap_is_room_beside_memory_up_to_its_own_limit", "swap accounting", |b| {
+        b.memory_max(LIMIT / 2).memory_swap_max(LIMIT / 2);
+    });
+    let below = act(&sandbox, "memory 48").output().unwrap();
+    assert!(below.outcome.success() && below.outcome.limits_hit.is_empty(), "{:#?}", below.outcome);
+    let above = act(&sandbox, "memory 96").output().unwrap();
+    assert_eq!(above.outcome.end, End::Memory, "{:#?}", above.outcome);
+}
+
+#[test]
 fn children_count_together() {
     let sandbox = sandbox_or_skip!("children_count_together", "a memory cgroup", |b| _ = b.memory_max(LIMIT));
     let one = act_by_shell("memory 30 3000");

@@ -3,11 +3,13 @@
 
 mod common;
 
+use std::fs;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::{act, is_guest, sh};
-use sandbox::{End, Feature, Limit, LimitKind, Outcome, Resource, Sandbox, Stdio};
+use sandbox::{Child, End, Feature, Limit, LimitKind, Outcome, Resource, Sandbox, Stdio};
 
 /// Tests that measure do it one after the other.
 fn alone() -> MutexGuard<'static, ()> {
@@ -94,6 +96,37 @@ fn a_fifth_of_a_cpu_is_a_fifth_of_a_cpu() {
     assert!(is_guest() || capped <= ms(250), "{capped:?}");
     // A machine that has no time for the other one has none for this one either.
     assert!(is_guest() || capped >= ms(200).min(free) * 3 / 4, "{capped:?} of {free:?}");
+}
+
+#[test]
+fn past_its_share_a_program_is_held_back_and_below_it_is_not() {
+    let _alone = alone();
+    for (quota, held_back) in [(20, true), (150, false)] {
+        let sandbox =
+            sandbox_or_skip!("past_its_share_a_program_is_held_back_and_below_it_is_not", "a cpu cgroup", |b| {
+                b.cpu_max(ms(quota), ms(100));
+            });
+        let mut child = act(&sandbox, "spin 1500").stdout(Stdio::null()).spawn().unwrap();
+        let mut times = 0;
+        while child.try_wait().unwrap().is_none() {
+            times = times.max(throttled(&child));
+            std::thread::sleep(ms(20));
+        }
+        assert!(if held_back { times > 3 } else { times == 0 }, "{quota} ms of 100: {times} times");
+    }
+}
+
+/// How often the kernel has held the child's group back, which it counts right on the slowest machine, too.
+fn throttled(child: &Child) -> u64 {
+    let pid = child.id().unwrap_or_default();
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let own = common::cgroups_of(std::process::id()).into_iter();
+    let own = own.filter(|group| group.file_name().is_some_and(|name| groups.contains(&*name.to_string_lossy())));
+    let count = |group: PathBuf| {
+        let text = fs::read_to_string(group.join("cpu.stat")).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("nr_throttled "))?.parse().ok()
+    };
+    own.filter_map(count).max().unwrap_or(0)
 }
 
 #[test]
