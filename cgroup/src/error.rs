@@ -256,6 +256,7 @@ fn hint_for(op: &str, path: &Path, error: &io::Error) -> Option<&'static str> {
         ("mkdir", Errno::AGAIN, _) => "cgroup.max.depth or cgroup.max.descendants of an ancestor is reached",
         ("mkdir", Errno::ROFS, _) => "the cgroup file system is mounted read-only",
         ("mkdir", Errno::ACCESS, _) => "the parent is not delegated to this user",
+        (_, Errno::MFILE, _) => "this process has no file descriptors left; raise RLIMIT_NOFILE",
         ("rmdir", Errno::BUSY, _) => "the cgroup still holds processes or child cgroups",
         _ => return None,
     })
@@ -290,6 +291,7 @@ mod tests {
             ("mkdir", Errno::AGAIN, "x", "max.depth"),
             ("mkdir", Errno::ROFS, "x", "read-only"),
             ("mkdir", Errno::ACCESS, "x", "delegated"),
+            ("open", Errno::MFILE, "x", "RLIMIT_NOFILE"),
             ("rmdir", Errno::BUSY, "x", "child cgroups"),
         ];
         for (op, errno, file, words) in cases {

@@ -110,7 +110,7 @@ pub enum Error {
         error: io::Error,
     },
     /// A file could not be used.
-    #[error("cannot {op} {}: {error}", .path.display())]
+    #[error("cannot {op} {}: {error}{}", .path.display(), hinted(.op, .error))]
     #[non_exhaustive]
     File {
         /// `open`, `read`, …
@@ -165,7 +165,7 @@ impl Error {
     /// What usually causes this and what helps, when that is known. The error's text ends with it too.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Syscall { call, error, .. } => hint(call, error),
+            Self::Syscall { call: what, error, .. } | Self::File { op: what, error, .. } => hint(what, error),
             _ => None,
         }
     }
@@ -191,7 +191,7 @@ fn hinted(call: &str, error: &io::Error) -> String {
     hint(call, error).map_or_else(String::new, |hint| format!(" (hint: {hint})"))
 }
 
-/// The one table of hints: `(call, errno)` to the usual cause and what helps.
+/// The one table of hints: `(call or op, errno)` to the usual cause and what helps.
 fn hint(call: &str, error: &io::Error) -> Option<&'static str> {
     Some(match (call, error.raw_os_error()?) {
         ("clone3", libc::ENOSYS) => "Linux before 5.3, or a seccomp filter of an outer container hides clone3",
@@ -218,6 +218,7 @@ fn hint(call: &str, error: &io::Error) -> Option<&'static str> {
         ("clone3", libc::ENODEV) => "the cgroup to be born in has been removed",
         ("clone3", libc::EOPNOTSUPP) => "the cgroup to be born in is in an invalid domain state (cgroup.type)",
         ("setns" | "pidfd_open" | "pidfd_send_signal", libc::ESRCH) => "the process has ended",
+        (_, libc::EMFILE) => "this process has no file descriptors left; raise RLIMIT_NOFILE",
         ("pidfd_open", libc::EINVAL) => "the pid is a thread's, not a process's",
         _ => return None,
     })
@@ -245,12 +246,15 @@ mod tests {
             ("pidfd_open", libc::ESRCH, "ended"),
             ("pidfd_send_signal", libc::ESRCH, "ended"),
             ("pidfd_open", libc::EINVAL, "thread"),
+            ("pidfd_open", libc::EMFILE, "RLIMIT_NOFILE"),
         ] {
             let error = Error::call(call, "", Errno::from_raw(errno));
             assert!(error.hint().is_some_and(|hint| hint.contains(word)), "{call} {errno}");
             assert!(error.to_string().ends_with(')') && error.to_string().contains(word), "{error}");
             assert_eq!(error.errno(), Some(errno));
         }
+        let error = Error::file("read", "/proc/self/fdinfo/3", io::Error::from_raw_os_error(libc::EMFILE));
+        assert!(error.to_string().contains("RLIMIT_NOFILE"), "{error}");
         assert_eq!(Error::call("mmap", "", Errno::from_raw(libc::ENOMEM)).hint(), None);
     }
 

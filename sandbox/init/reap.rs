@@ -47,6 +47,12 @@ impl Programs {
         }
     }
 
+    /// The process that the request with this serial number started, while it is not reaped.
+    pub(crate) fn pid_of(&self, serial: u32) -> Option<i32> {
+        let running = self.running.get(..self.count)?;
+        running.iter().find(|program| program.serial == serial).map(|program| program.pid)
+    }
+
     fn take(&mut self, pid: i32) -> Option<u32> {
         let running = self.running.get_mut(..self.count)?;
         let last = running.last().copied()?;

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use ns::PidFd;
 
 use crate::command::{Asked, expect_answer};
-use crate::init::Waited;
 use crate::init::protocol::{self, Reply};
+use crate::init::{Waited, kill_message};
 use crate::instance::{Killed, Running, Stuck};
 use crate::outcome::{End, LimitHit, LimitKind, Outcome, Usage};
 use crate::plan::nanoseconds;
@@ -75,6 +75,7 @@ pub(crate) struct Streams {
 #[derive(Debug)]
 pub(crate) struct Watch {
     running: Arc<Running>,
+    pub(crate) serial: u32,
     /// The instance is this program's own, and ends with it.
     fresh: bool,
     started: Instant,
@@ -91,6 +92,7 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn new(running: &Arc<Running>, fresh: bool, started: Instant) -> Self {
+        let serial = running.next_serial();
         let plan = &running.sandbox.inner.plan;
         let baseline = match plan.cpu_time_max {
             _ if fresh => Counters::default(),
@@ -101,6 +103,7 @@ impl Watch {
         let cpu = plan.cpu_time_max;
         let watch = Self {
             running: Arc::clone(running),
+            serial,
             fresh,
             started,
             wall: plan.wall_time_max.and_then(|time| started.checked_add(time)),
@@ -157,19 +160,31 @@ impl Watch {
 
     /// CPU time since the program's start; of the whole instance, if that is not the program's own.
     fn cpu_used(&self) -> Duration {
-        let Ok(Some(counters)) = self.running.counters() else { return Duration::ZERO };
-        let total = |counters: &Counters| counters.usage.cpu.map_or(Duration::ZERO, |cpu| cpu.total);
-        total(&counters).saturating_sub(total(&self.baseline))
+        let counters = self.running.counters().ok().flatten();
+        counters.and_then(|counters| self.cpu_since_start(&counters)).unwrap_or(Duration::ZERO)
     }
 
-    /// Ends the program: with its instance if that is its own, else alone.
+    fn cpu_since_start(&self, counters: &Counters) -> Option<Duration> {
+        let before = self.baseline.usage.cpu.map_or(Duration::ZERO, |cpu| cpu.total);
+        counters.usage.cpu.map(|cpu| cpu.total.saturating_sub(before))
+    }
+
+    /// Ends the program: with its instance if that is its own, else alone. A frozen instance is thawed, or nobody would
+    /// hear of the end.
     pub(crate) fn end(&self, cause: End) {
         let _ = self.cause.set(cause);
         // A refusal shows as a program that did not end; there is nobody to tell here.
         let _ = match self.pidfd.get() {
-            Some(pidfd) if !self.fresh => pidfd.kill().map_err(Error::from),
-            _ => self.running.kill(cause),
+            _ if self.fresh => self.running.kill(cause),
+            Some(pidfd) => pidfd.kill().map_err(Error::from).and_then(|()| self.running.thaw()),
+            None => self.running.thaw().and_then(|()| self.kill_by_init()),
         };
+    }
+
+    /// Requests are served in their order, so the program is there by then, or it never will be.
+    fn kill_by_init(&self) -> Result<(), Error> {
+        let message = kill_message(self.serial, self.running.sandbox.inner.identity.uid);
+        self.running.handle.send(&message, &[])
     }
 
     fn cause(&self) -> Option<End> {
@@ -183,7 +198,6 @@ impl Watch {
 #[derive(Debug)]
 pub struct Child {
     watch: Arc<Watch>,
-    serial: u32,
     id: Option<u32>,
     allowance: Option<Arc<Allowance>>,
     asked: Asked,
@@ -200,7 +214,6 @@ pub struct Child {
 impl Child {
     pub(crate) fn new(
         watch: Arc<Watch>,
-        serial: u32,
         streams: Streams,
         allowance: Option<Arc<Allowance>>,
         asked: Asked,
@@ -209,7 +222,6 @@ impl Child {
         Self {
             enforcement,
             watch,
-            serial,
             id: None,
             allowance,
             asked,
@@ -223,7 +235,8 @@ impl Child {
     /// Waits until execve(2) has succeeded in the sandbox.
     pub(crate) fn wait_started(&mut self) -> Result<(), Error> {
         let answer = loop {
-            match self.watch.running.handle.wait(self.serial, self.watch.next_check())? {
+            let check = self.watch.next_check().filter(|_| self.watch.cause().is_none());
+            match self.watch.running.handle.wait(self.watch.serial, check)? {
                 Waited::TimedOut => drop(self.watch.check()),
                 // Over a limit before init could say that it runs: its outcome tells.
                 Waited::Ended if self.watch.cause().is_some() => return Ok(()),
@@ -234,11 +247,12 @@ impl Child {
             self.watch.ended.store(true, Ordering::Release); // nothing to be killed when we are dropped
             return Err(self.asked.not_started(&answer, &self.watch.running.sandbox.inner.plan));
         }
-        if let Some(fd) = answer.fd {
-            let pidfd = PidFd::from(fd);
-            self.id = pidfd.pid()?.map(ns::Pid::get);
-            let _ = self.watch.pidfd.set(pidfd);
-        }
+        let Some(fd) = answer.fd else {
+            // The kernel drops a descriptor for which this process has no room. Dropping us ends the program.
+            let error = std::io::Error::from_raw_os_error(libc::EMFILE);
+            return Err(Error::setup("take the descriptor of a program", error));
+        };
+        self.id = self.watch.pidfd.get_or_init(|| PidFd::from(fd)).pid()?.map(ns::Pid::get);
         Ok(())
     }
 
@@ -364,7 +378,7 @@ impl Child {
         loop {
             let check = self.watch.next_check().filter(|_| self.watch.cause().is_none());
             let until = limit.into_iter().chain(check).min();
-            match self.watch.running.handle.wait(self.serial, until)? {
+            match self.watch.running.handle.wait(self.watch.serial, until)? {
                 Waited::Answer(answer) if answer.reply.kind == protocol::EXITED => {
                     return self.finish(Some(answer.reply)).map(Some);
                 }
@@ -449,6 +463,9 @@ impl Child {
         let refused_forks = counters.refused_forks().saturating_sub(self.watch.baseline.refused_forks());
         let over = self.is_over();
         let end = self.end_of(status, reply.as_ref(), oom_kills, over);
+        let cpu = self.watch.cpu_since_start(&counters).unwrap_or(usage.cpu_user + usage.cpu_system);
+        // It may have reached the limit and ended between two looks.
+        let cpu_reached = end == End::CpuTime || self.watch.cpu.is_some_and(|max| cpu >= max);
         let mut hits = Vec::new();
         let mut hit = |limit, count| {
             if count > 0 {
@@ -461,7 +478,7 @@ impl Child {
         hit(LimitKind::Inodes, u64::from(disk.is_some_and(|disk| disk.inodes_exhausted)));
         hit(LimitKind::FileSize, u64::from(status.signal() == Some(libc::SIGXFSZ)));
         hit(LimitKind::Output, u64::from(over));
-        hit(LimitKind::CpuTime, u64::from(end == End::CpuTime));
+        hit(LimitKind::CpuTime, u64::from(cpu_reached));
         hit(LimitKind::WallTime, u64::from(end == End::WallTime));
         let enforcement = Arc::clone(&self.enforcement);
         let outcome = Outcome { status, end, limits_hit: hits, usage, enforcement, leftovers };
@@ -519,7 +536,7 @@ impl Drop for Child {
         if same && self.outcome.is_none() && !self.watch.ended.load(Ordering::Acquire) {
             self.watch.end(End::Killed);
             self.watch.ended.store(true, Ordering::Release);
-            self.watch.running.handle.abandon(self.serial);
+            self.watch.running.handle.abandon(self.watch.serial);
         }
     }
 }

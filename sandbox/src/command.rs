@@ -199,6 +199,9 @@ impl Command {
     fn launch(&mut self, usual: Kind, notify_started: bool) -> Result<Child, Error> {
         let (running, fresh) = match &self.place {
             Place::Fresh(sandbox) => (sandbox.running(false)?, true),
+            Place::Running(running) if running.is_frozen() => {
+                return Err(Error::invalid("the instance", "it is frozen, and starts nothing; thaw it first"));
+            }
             Place::Running(running) => (Arc::clone(running), false),
         };
         let inner = &running.sandbox.inner;
@@ -207,7 +210,6 @@ impl Command {
         let allowance = inner.plan.output_max.map(|max| Arc::new(Allowance::new(max)));
         let ends = self.streams(usual, inner.null.as_fd(), allowance.as_ref(), &watch)?;
         let request = Strings::new(self, &running)?;
-        let serial = running.next_serial();
         let mut targets = vec![0, 1, 2];
         targets.extend(self.fds.keys());
         let mut fds: Vec<BorrowedFd<'_>> = ends.program.iter().map(AsFd::as_fd).collect();
@@ -227,7 +229,7 @@ impl Command {
             rlimits.push(protocol::Rlimit { resource, reserved: 0, soft, hard });
         }
         let layout = Request {
-            serial,
+            serial: watch.serial,
             notify_started,
             uid: inner.identity.uid,
             gid: inner.identity.gid,
@@ -257,7 +259,7 @@ impl Command {
         drop(fds);
         drop(ends.program);
         let asked = Asked { program: self.program.clone(), directory: self.directory.clone(), paths: request.paths };
-        let mut child = Child::new(watch, serial, ends.caller, allowance, asked, report);
+        let mut child = Child::new(watch, ends.caller, allowance, asked, report);
         if notify_started {
             child.wait_started()?;
         }

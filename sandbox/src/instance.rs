@@ -92,6 +92,9 @@ impl Instance {
 
     /// Stops every process in it where it is, init included, until [`thaw`](Self::thaw).
     ///
+    /// Until then no program can be started: [`Error::Invalid`]; one that is just being started waits. Deadlines go on: what
+    /// is killed, by one of them or by the caller, cannot end frozen, so the whole instance is thawed first.
+    ///
     /// # Errors
     /// [`Error::Cgroup`] when not all had stopped within five seconds; [`Error::Unsupported`] without a cgroup.
     pub fn freeze(&self) -> Result<(), Error> {
@@ -105,7 +108,8 @@ impl Instance {
     /// # Errors
     /// As [`freeze`](Self::freeze).
     pub fn thaw(&self) -> Result<(), Error> {
-        Ok(self.running.cgroup("thaw")?.thaw()?)
+        self.running.cgroup("thaw")?;
+        self.running.thaw()
     }
 
     /// Kills everything in it and waits, at most `timeout`, until it is gone.
@@ -269,7 +273,7 @@ pub(crate) struct Running {
     serial: AtomicU32,
     /// Why it was killed, if it was. The first cause stays.
     cause: OnceLock<End>,
-    /// It was frozen once, and may be: cgroup v1 lets nobody die so.
+    /// It is frozen, by us: init starts nothing so and says nothing, and cgroup v1 lets nobody die.
     frozen: AtomicBool,
 }
 
@@ -360,9 +364,20 @@ impl Running {
         let _ = self.cause.set(cause);
         // The end of init is the end of the namespace: the kernel kills all that is in it.
         self.init.kill()?;
-        if let Some(cgroup) = self.cgroup.as_ref().filter(|_| self.frozen.load(Ordering::Acquire)) {
-            // When the kernel refuses, the burial tries again.
-            let _ = cgroup.thaw();
+        // When the kernel refuses, the burial tries again.
+        let _ = self.thaw();
+        Ok(())
+    }
+
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Acquire)
+    }
+
+    /// Does nothing to what is not frozen.
+    pub(crate) fn thaw(&self) -> Result<(), Error> {
+        if let Some(cgroup) = self.cgroup.as_ref().filter(|_| self.is_frozen()) {
+            cgroup.thaw()?;
+            self.frozen.store(false, Ordering::Release);
         }
         Ok(())
     }

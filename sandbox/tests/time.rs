@@ -153,6 +153,31 @@ fn just_below_the_cpu_time_all_is_well() {
 }
 
 #[test]
+fn cpu_time_that_was_reached_between_two_looks_is_told() {
+    let max = ms(2);
+    let name = "cpu_time_that_was_reached_between_two_looks_is_told";
+    let built = common::build(|b| _ = b.cpu_time_max(max));
+    if let Err(error @ sandbox::Error::Unsupported { .. }) = &built {
+        return common::skip(name, "a cgroup that counts CPU", &error.to_string());
+    }
+    let sandbox = built.unwrap();
+    let instance = sandbox.start().unwrap();
+    let mut exited = 0;
+    for loops in (1..40).map(|step| step * 250) {
+        let script = format!("i=0; while [ $i -lt {loops} ]; do i=$((i+1)); done");
+        for mut command in [sandbox.command("/bin/sh"), instance.command("/bin/sh")] {
+            let outcome = command.args(["-c", &script]).output().unwrap().outcome;
+            let hit = outcome.hit(LimitKind::CpuTime).is_some();
+            assert!(hit || outcome.end == End::Exited, "{outcome:#?}");
+            // Of an instance, the usage told is the program's own, which is a little less than what was counted.
+            assert!(hit == (cpu(&outcome) >= max) || outcome.usage.of_instance, "{outcome:#?}");
+            exited += u32::from(hit && outcome.end == End::Exited);
+        }
+    }
+    assert!(is_guest() || exited > 0, "none ended by itself behind the limit");
+}
+
+#[test]
 fn cpu_time_without_a_cgroup_is_a_resource_limit_and_said_to_be_weaker() {
     let sandbox = common::sandbox(|b| {
         b.cpu_time_max(ms(800)).prefer(Feature::CpuTimeMax);

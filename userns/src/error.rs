@@ -227,6 +227,7 @@ fn hint(op: &str, error: &io::Error) -> Option<&'static str> {
             "a symbolic link stands there, which is never followed; remove it"
         }
         ("open", Errno::ACCESS) => "only root and the user whose it is may look into a state directory",
+        (_, Errno::MFILE) => "this process has no file descriptors left; raise RLIMIT_NOFILE",
         ("lease" | "create", Errno::NOENT) => "the state directory was removed; open the pool again",
         _ => return None,
     })
@@ -283,6 +284,7 @@ mod tests {
             ("write", Errno::ROFS, "read-only"),
             ("open", Errno::LOOP, "symbolic link"),
             ("open", Errno::ACCESS, "may look into"),
+            ("open", Errno::MFILE, "RLIMIT_NOFILE"),
             ("lease", Errno::NOENT, "open the pool again"),
         ] {
             assert!(file(op, errno).contains(hint), "{}", file(op, errno));

@@ -83,7 +83,7 @@ pub(crate) const TAKE_IDS: u32 = 16;
 
 /// The head of each message to init.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Request {
     /// Bytes of the whole request, this header included.
     pub(crate) length: u64,
@@ -115,6 +115,9 @@ pub(crate) struct Request {
 pub(crate) const IN_MEMFD: u32 = 1;
 /// [`Request::flags`]: answer [`STARTED`], with a pidfd, when the program runs.
 pub(crate) const NOTIFY_STARTED: u32 = 2;
+/// [`Request::flags`]: start nothing, kill the program that the request of this serial number started. Of the rest only
+/// `uid` is looked at. For those whose pidfd the host program does not have (yet).
+pub(crate) const KILL: u32 = 4;
 
 /// One prlimit64(2).
 #[repr(C)]

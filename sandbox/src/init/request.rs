@@ -80,6 +80,13 @@ impl Request<'_> {
     }
 }
 
+/// The message by which init kills the program that request `serial` started as `uid`.
+pub(crate) fn kill_message(serial: u32, uid: u32) -> Vec<u8> {
+    let length = size_of::<Head>() as u64;
+    let head = Head { length, serial, flags: protocol::KILL, uid, ..Head::default() };
+    crate::sys::bytes_of_request(&head).to_vec()
+}
+
 fn count(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }
