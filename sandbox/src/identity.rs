@@ -121,14 +121,13 @@ impl Identity {
     }
 
     /// Lets instances have ids that are kept for `trees`, where they leave files of these ids behind.
-    pub(crate) fn keep_for(&mut self, kept: Vec<PathBuf>, plan: &mut Plan, name: &str) -> Result<(), Error> {
+    pub(crate) fn keep_for(&mut self, kept: Vec<PathBuf>, plan: &mut Plan) -> Result<(), Error> {
         let Source::Pool { pool, trees } = &mut self.source else { return Ok(()) };
         if kept.is_empty() {
             return Ok(());
         }
         let mode = plan.mode(Feature::IdLease);
-        // On trial: what cannot be remembered is known before anything runs.
-        match pool.lease_for_trees(&kept, name).and_then(Lease::release) {
+        match pool.check_registry() {
             Ok(()) => *trees = kept,
             Err(error) if mode == Mode::Require => return Err(error.into()),
             Err(error) => {

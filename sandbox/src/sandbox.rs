@@ -143,7 +143,7 @@ impl Sandbox {
         let how = Mapping { owners: privilege == Privilege::Root, root: map_root, hide_keys: !identity.is_leased() };
         let Rootfs { base, copies, enter, private, binds, owners, kept, .. } =
             Rootfs::new(&plan, overlay.as_ref(), &host::mount_points()?, how)?;
-        identity.keep_for(kept, &mut plan, &name)?;
+        identity.keep_for(kept, &mut plan)?;
         warn_of_binds(&mut plan);
         let pid = std::process::id();
         let resources = Resources::new(&mut plan, &format!("{name}{}", next_instance()))?;

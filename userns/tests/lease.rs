@@ -595,6 +595,7 @@ fn what_cannot_be_remembered_is_not_registered() {
     let dir = tempfile::tempdir().unwrap();
     let nowhere = config(BASE + 1024, 1).registered_in("/proc/nowhere");
     let nowhere = Pool::open(&dir.path().join("sandbox"), &nowhere).unwrap();
+    assert!(nowhere.check_registry().is_err());
     let error = nowhere.lease_for_trees(&["/srv".into()], "x").unwrap_err();
     assert!(matches!(error, Error::File { .. }), "{error}");
     nowhere.lease("y").unwrap().release().unwrap();
@@ -606,6 +607,7 @@ fn what_cannot_be_remembered_is_not_registered() {
     }
     let config = config(BASE, 1).registered_in(dir.path().join("registry"));
     let pool = Pool::open(&dir.path().join("sandbox"), &config).unwrap();
+    pool.check_registry().unwrap();
     let long: Vec<PathBuf> = (0..40).map(|n| format!("/{n}{}", "x".repeat(2000)).into()).collect();
     for (trees, why) in [(&["relative".into()][..], "absolute"), (&[], "none"), (&long, "too long")] {
         let error = pool.lease_for_trees(trees, "x").unwrap_err().to_string();

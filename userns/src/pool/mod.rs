@@ -267,6 +267,15 @@ impl Pool {
         Ok(lease)
     }
 
+    /// Looks whether ranges can be registered, which [`lease_for_trees`](Self::lease_for_trees) does: makes the directory
+    /// for them where it is missing, and nothing else.
+    ///
+    /// # Errors
+    /// Those of [`Lease::register`], but for a full disk.
+    pub fn check_registry(&self) -> Result<(), Error> {
+        self.inner.registry.check()
+    }
+
     /// A registered slot; [`Obstacle::Registered`] when it is not registered (any more).
     fn try_registered(&self, uids: Range, owner: &str) -> Result<Result<Lease, Obstacle>, Error> {
         match self.inner.slots.iter().position(|slot| slot.uids == uids) {

@@ -106,13 +106,19 @@ impl Registry {
         if bytes.len() > LENGTH_MAX {
             return Err(Error::invalid("registered trees", "their paths together are too long to be remembered"));
         }
-        match self.open(true)? {
-            Some(directory) => directory.replace_file(&Registered::file_name(range.uids), &bytes),
-            None => Err(Error::Unsupported {
-                feature: "registering ids",
-                needs: "a directory that outlives a reboot (`PoolConfig::registered_in`)".into(),
-            }),
-        }
+        self.made()?.replace_file(&Registered::file_name(range.uids), &bytes)
+    }
+
+    /// Makes the directory where it is missing, and looks whether files can be made in it.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        self.made()?.check_writable()
+    }
+
+    fn made(&self) -> Result<Directory, Error> {
+        self.open(true)?.ok_or_else(|| Error::Unsupported {
+            feature: "registering ids",
+            needs: "a directory that outlives a reboot (`PoolConfig::registered_in`)".into(),
+        })
     }
 
     /// Forgets it.

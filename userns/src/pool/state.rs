@@ -4,7 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, mkdirat, openat, statat};
+use rustix::fs::{
+    Access, AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, accessat, flock, fstat, mkdirat, openat, statat,
+};
 use rustix::io::{Errno, pread, pwrite};
 use rustix::process::geteuid;
 
@@ -101,6 +103,12 @@ impl Directory {
             }
         }
         Ok(names)
+    }
+
+    /// Whether files can be made in it.
+    pub(super) fn check_writable(&self) -> Result<(), Error> {
+        accessat(&self.fd, ".", Access::WRITE_OK, AtFlags::empty())
+            .map_err(|e| Error::file("create a file in", self.path.as_path(), e))
     }
 
     /// Opens the file `name` for reading and writing; makes it, mode 0600, when it is missing.
