@@ -1,14 +1,16 @@
 //! Why one container cannot start its database because *other* containers run many processes, and both cures.
 //!
 //! No arguments; needs root. `RLIMIT_NPROC` counts all processes of a real uid on the whole host (since Linux 5.14: per
-//! user namespace and uid). Images that share a uid for "mysql" share its count.
+//! user namespace and uid). Images that share a uid for "mysql" share its count. The cures are shown by themselves, and
+//! then as the `sandbox` crate has them.
 
 use std::error::Error;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use rustix::process::{Resource, Rlimit, setrlimit};
+use sandbox::{Builder, Sandbox};
 use sandbox_examples::held::{self, Identity};
 use userns::{Lease, Pool, Setgroups};
 
@@ -76,6 +78,19 @@ fn run() -> Result<(), Box<dyn Error>> {
     }
     one.release()?;
     two.release()?;
+
+    println!("\nthe sandbox crate, with both by default: each instance of \"mysql\" has a range of its own,");
+    let counts = in_sandboxes(|builder| {
+        builder.rlimit(rlimit::Resource::Nproc, rlimit::Limit::Value(LIMIT), rlimit::Limit::Value(LIMIT));
+    })?;
+    expect("with RLIMIT_NPROC both start all their processes", counts == [LIMIT - 1; 2])?;
+    println!("and a limit of the pids cgroup, where this host has that:");
+    let limited = |builder: &mut Builder| _ = builder.pids_max(LIMIT);
+    match in_sandboxes(limited) {
+        Ok(counts) => expect("with pids_max both start all their processes, and no more", counts == [LIMIT - 1; 2])?,
+        Err(error) if error.is::<Unsupported>() => println!("  not shown: {error}"),
+        Err(error) => return Err(error),
+    }
     println!("ok");
     Ok(())
 }
@@ -87,12 +102,7 @@ fn pair(containers: [Child; 2]) -> Result<Vec<u64>, Box<dyn Error>> {
     let mut running = Vec::new();
     for (name, mut container) in ["first", "second"].into_iter().zip(containers) {
         let mut input = container.stdin.take().ok_or("no input")?;
-        input.write_all(b"go\n")?;
-        let mut line = String::new();
-        BufReader::new(container.stdout.take().ok_or("no output")?).read_line(&mut line)?;
-        let (count, answer) = line.trim_end().split_once(' ').ok_or_else(|| format!("the {name} said {line:?}"))?;
-        println!("  the {name} starts {count} more, then {answer}");
-        counts.push(count.parse()?);
+        counts.push(answer(name, &mut input, container.stdout.take().ok_or("no output")?)?);
         running.push((container, input));
     }
     for (mut container, input) in running {
@@ -100,6 +110,16 @@ fn pair(containers: [Child; 2]) -> Result<Vec<u64>, Box<dyn Error>> {
         container.wait()?;
     }
     Ok(counts)
+}
+
+/// Lets a container go on, and hears how many processes it could start.
+fn answer(name: &str, input: &mut impl std::io::Write, output: impl std::io::Read) -> Result<u64, Box<dyn Error>> {
+    input.write_all(b"go\n")?;
+    let mut line = String::new();
+    BufReader::new(output).read_line(&mut line)?;
+    let (count, answer) = line.trim_end().split_once(' ').ok_or_else(|| format!("the {name} said {line:?}"))?;
+    println!("  the {name} starts {count} more, then {answer}");
+    Ok(count.parse()?)
 }
 
 fn program(limit: &str) -> Command {
@@ -153,6 +173,47 @@ fn cured_by_cgroup(lease: &Lease) -> Result<Result<Vec<u64>, String>, Box<dyn Er
     }
     Ok(Ok(counts?))
 }
+
+/// Two instances of one sandbox, at the same time.
+fn in_sandboxes(limit: impl FnOnce(&mut Builder)) -> Result<Vec<u64>, Box<dyn Error>> {
+    let mut builder = Sandbox::builder();
+    builder.user(MYSQL).group(MYSQL).bind_read_only(std::env::current_exe()?, "/container");
+    limit(&mut builder);
+    let sandbox = match builder.build() {
+        Err(error) if error.kind() == sandbox::ErrorKind::Unsupported => return Err(Unsupported(error).into()),
+        built => built?,
+    };
+    let mut counts = Vec::new();
+    let mut running = Vec::new();
+    for name in ["first", "second"] {
+        let mut command = sandbox.command("/container");
+        let mut child = command
+            .args([CONTAINER, NO_RLIMIT])
+            .stdin(sandbox::Stdio::piped())
+            .stdout(sandbox::Stdio::piped())
+            .spawn()?;
+        let mut input = child.stdin.take().ok_or("no input")?;
+        counts.push(answer(name, &mut input, child.stdout.take().ok_or("no output")?)?);
+        running.push((child, input));
+    }
+    for (mut child, input) in running {
+        drop(input);
+        child.wait()?;
+    }
+    Ok(counts)
+}
+
+/// This host has no such limit.
+#[derive(Debug)]
+struct Unsupported(sandbox::Error);
+
+impl std::fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for Unsupported {}
 
 /// In the container: one process after the other until the kernel says no.
 fn container(limited: bool) -> Result<(), Box<dyn Error>> {

@@ -5,10 +5,13 @@
 mod sys;
 
 use std::error::Error;
-use std::fs;
-use std::io;
-use std::process::ExitCode;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
+use cgroup::{Cgroup, Controller, Layout, Limits, Needs};
 use rlimit::{Limit, Resource};
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
@@ -17,12 +20,21 @@ use sys::Region;
 
 const KIB: usize = 1024;
 
+/// Memory of the group in which there is too little of it, and what is touched in it.
+const ROOM: usize = 16 << 20;
+const TOUCHED: usize = 40 << 20;
+
+const CROWDED: &str = "--crowded";
+
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => {
-            println!("ok");
-            ExitCode::SUCCESS
-        }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => run().map(|()| println!("ok")),
+        [CROWDED] => crowded(),
+        _ => Err("mlock takes no arguments".into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             println!("{error}");
             ExitCode::from(if error.to_string().starts_with("SKIP") { 77 } else { 1 })
@@ -36,11 +48,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     if before.hard < Limit::Value(64 << 10) {
         return Err(format!("SKIP needs a hard limit of 64 KiB; found {}", before.hard).into());
     }
-    // Who has this capability may lock without limit.
-    let mut sets = capabilities(None)?;
-    if sets.effective.contains(CapabilitySet::IPC_LOCK) {
-        sets.effective.remove(CapabilitySet::IPC_LOCK);
-        set_capabilities(None, sets)?;
+    if give_up_capability()? {
         println!("CAP_IPC_LOCK lifts the limit: given up");
     }
     rlimit::set_soft(Resource::Memlock, Limit::Value(64 << 10))?;
@@ -75,9 +83,8 @@ fn run() -> Result<(), Box<dyn Error>> {
         plain.page_out()?;
         let (paged, kept) = (swapped(&plain)?, swapped(&secret)?);
         println!("  of 1 MiB that is not locked, {paged} KiB went to swap; of the secret {kept} KiB");
-        if paged == 0 || kept != 0 {
-            return Err("the locked pages should stay, the others go".into());
-        }
+        locked_stays(paged, kept)?;
+        under_pressure()?;
     } else {
         println!("  this host has no swap to show it with");
     }
@@ -131,15 +138,90 @@ impl Words for Option<Errno> {
     }
 }
 
-/// How many KiB lie in swap of the mapping that the region is in; the kernel may have joined it with its neighbours.
-fn swapped(region: &Region) -> Result<u64, Box<dyn Error>> {
-    let maps = fs::read_to_string("/proc/self/smaps")?;
-    let number = |text: &str| usize::from_str_radix(text, 16).ok();
-    let holds = |line: &str| {
-        let (start, end) = line.split(' ').next()?.split_once('-')?;
-        Some((number(start)?..number(end)?).contains(&region.address()))
+/// Who has this capability may lock without limit; whether we had it.
+fn give_up_capability() -> Result<bool, Box<dyn Error>> {
+    let mut sets = capabilities(None)?;
+    if !sets.effective.contains(CapabilitySet::IPC_LOCK) {
+        return Ok(false);
+    }
+    sets.effective.remove(CapabilitySet::IPC_LOCK);
+    set_capabilities(None, sets)?;
+    Ok(true)
+}
+
+fn locked_stays(paged: u64, kept: u64) -> Result<(), Box<dyn Error>> {
+    if paged == 0 || kept != 0 {
+        return Err("the locked pages should stay, the others go".into());
+    }
+    Ok(())
+}
+
+/// The same where nobody asks for it: a group touches more memory than it may have.
+fn under_pressure() -> Result<(), Box<dyn Error>> {
+    let name = format!("sandbox-mlock-{}", std::process::id());
+    let group = match Layout::detect()?.create(&name, &Needs::new([Controller::Memory])) {
+        Ok(group) => group,
+        Err(error) => {
+            println!("  not shown under pressure: {error}");
+            return Ok(());
+        }
     };
-    let mut lines = maps.lines().skip_while(|line| holds(line) != Some(true));
-    let line = lines.find(|line| line.starts_with("Swap:")).ok_or("the region is not in /proc/self/smaps")?;
-    Ok(line.split_ascii_whitespace().nth(1).unwrap_or_default().parse()?)
+    let said = crowd(&group);
+    group.remove(Duration::from_secs(5))?;
+    let said = said?;
+    let (paged, kept) = said.trim_end().split_once(' ').ok_or("two numbers were expected")?;
+    println!("  with {} MiB for {} MiB that are touched:", ROOM >> 20, TOUCHED >> 20);
+    println!("  of 64 KiB that are not locked, {paged} KiB went to swap; of 64 KiB that are, {kept} KiB");
+    locked_stays(paged.parse()?, kept.parse()?)
+}
+
+/// Runs [`crowded`] in the group: KiB in swap of its two regions.
+fn crowd(group: &Cgroup) -> Result<String, Box<dyn Error>> {
+    let mut limits = Limits::default();
+    limits.memory_max = Some(cgroup::Limit::Value(ROOM as u64));
+    drop(group.set(&limits)?);
+    let mut command = Command::new("/proc/self/exe");
+    let mut child = command.arg(CROWDED).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    // It waits for its word, so that all that it touches is the group's; without it, it ends.
+    let attached = group.attach(child.id());
+    let mut word = child.stdin.take().ok_or("no input")?;
+    if attached.is_ok() {
+        word.write_all(b"!")?;
+    }
+    drop(word);
+    let output = child.wait_with_output()?;
+    attached?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() { Ok(said) } else { Err(format!("{}: {said}", output.status).into()) }
+}
+
+/// Two regions alike but for the lock, and then more memory than there is room for.
+fn crowded() -> Result<(), Box<dyn Error>> {
+    if io::stdin().read(&mut [0])? == 0 {
+        return Err("nobody said the word".into());
+    }
+    give_up_capability()?;
+    rlimit::set_soft(Resource::Memlock, Limit::Value(64 << 10))?;
+    let (mut plain, mut secret) = (Region::new(64 * KIB)?, Region::new(64 * KIB)?);
+    secret.lock()?;
+    for region in [&mut plain, &mut secret] {
+        region.bytes_mut().fill(1);
+    }
+    let mut rest = Region::new(TOUCHED)?;
+    for turn in 1..=2 {
+        rest.bytes_mut().fill(turn);
+    }
+    println!("{} {}", swapped(&plain)?, swapped(&secret)?);
+    Ok(())
+}
+
+/// How many KiB of the region lie in swap: a bit of each page in `/proc/self/pagemap` tells.
+fn swapped(region: &Region) -> Result<u64, Box<dyn Error>> {
+    const IN_SWAP: u64 = 1 << 62;
+    let page = rustix::param::page_size();
+    let mut entries = vec![0; region.length() / page * 8];
+    File::open("/proc/self/pagemap")?.read_exact_at(&mut entries, (region.address() / page * 8) as u64)?;
+    let entries = entries.chunks_exact(8).filter_map(|entry| entry.try_into().ok().map(u64::from_ne_bytes));
+    let pages = entries.filter(|entry| entry & IN_SWAP != 0).count();
+    Ok((pages * page / KIB) as u64)
 }

@@ -39,6 +39,10 @@ impl Region {
         self.start.as_ptr().addr()
     }
 
+    pub(crate) fn length(&self) -> usize {
+        self.length
+    }
+
     /// mlock(2): brings the pages in and keeps them.
     pub(crate) fn lock(&self) -> io::Result<()> {
         // SAFETY: the range is exactly our mapping; locking changes nothing that Rust can see.
