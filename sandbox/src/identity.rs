@@ -141,6 +141,11 @@ impl Identity {
         Ok(())
     }
 
+    /// Whether instances have ids that are kept for a tree of files.
+    pub(crate) fn keeps_ids(&self) -> bool {
+        matches!(&self.source, Source::Pool { trees, .. } if !trees.is_empty())
+    }
+
     /// Ids for one more instance, in a user namespace that has them.
     pub(crate) fn take(&self, name: &str) -> Result<Ids, Error> {
         match &self.source {

@@ -13,10 +13,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 use userns::Lease;
 
+use crate::ahead::Wish;
 use crate::child::{Child, Watch};
 use crate::init::Handle;
 use crate::outcome::Leftover;
-use crate::pool::Refill;
+use crate::pool::Bell;
 use crate::relay::Relay;
 use crate::{Error, relay};
 
@@ -28,12 +29,19 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_millis(1);
 const RETRY_LAST: Duration = Duration::from_secs(1);
 
+/// Who makes supplies for the next starts.
+#[derive(Debug)]
+pub(crate) enum Refill {
+    Pool(Bell),
+    Ahead(Wish),
+}
+
 /// The burials of one sandbox, for those who wait for the last.
 #[derive(Debug, Default)]
 pub(crate) struct Burials {
     state: Mutex<BurialState>,
     done: Condvar,
-    /// The pool to be filled again when an instance has gone.
+    /// What is to be made again when an instance has gone.
     pub(crate) refill: OnceLock<Refill>,
 }
 
@@ -58,7 +66,10 @@ impl Burials {
         drop(state);
         self.done.notify_all();
         if let Some(refill) = self.refill.get() {
-            refill.ask();
+            match refill {
+                Refill::Pool(bell) => bell.ring(),
+                Refill::Ahead(wish) => wish.ask(),
+            }
         }
     }
 

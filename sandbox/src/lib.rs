@@ -46,6 +46,7 @@
 //! - On cgroup v1 each start moves init into its groups. Before Linux 5.7 that waits 7 to 11 ms when no such move happened
 //!   for a while; since then it costs some 20 µs.
 
+mod ahead;
 mod builder;
 mod child;
 mod command;

@@ -39,10 +39,10 @@ pub struct PoolStats {
 
 /// Asks a pool to fill itself up.
 #[derive(Debug)]
-pub(crate) struct Refill(Weak<Shared>);
+pub(crate) struct Bell(Weak<Shared>);
 
-impl Refill {
-    pub(crate) fn ask(&self) {
+impl Bell {
+    pub(crate) fn ring(&self) {
         if let Some(shared) = self.0.upgrade() {
             shared.changed.notify_all();
         }
@@ -112,8 +112,8 @@ impl Pool {
     }
 
     /// What asks it to fill itself up.
-    pub(crate) fn refill(&self) -> Refill {
-        Refill(Arc::downgrade(&self.shared))
+    pub(crate) fn bell(&self) -> Bell {
+        Bell(Arc::downgrade(&self.shared))
     }
 
     /// An instance that nobody used, if one is ready.

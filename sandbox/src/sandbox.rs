@@ -11,6 +11,7 @@ use std::time::Duration;
 use ns::Namespaces;
 use userns::{IdMap, Setgroups};
 
+use crate::ahead::{Ahead, Provisions, Wish};
 use crate::builder::{Access, MountKind, Options};
 use crate::disk::Disk;
 use crate::harden::seccomp;
@@ -18,7 +19,7 @@ use crate::host::{self, Privilege};
 use crate::identity::Identity;
 use crate::init::{Handle, protocol};
 use crate::instance::{Instance, Parts, Running};
-use crate::keeper::{self, Burials};
+use crate::keeper::{self, Burials, Refill};
 use crate::limits::ProcessLimits;
 use crate::outcome::Leftover;
 use crate::overlay::Overlay;
@@ -60,7 +61,7 @@ impl Drop for Handles {
     fn drop(&mut self) {
         // A copy in a fork of the host program takes nothing down; the keeper must not wait for itself.
         if std::process::id() == self.pid {
-            self.close_pool();
+            self.close_supplies();
             if !keeper::is_current_thread() {
                 drop(self.burials.wait(CLOSE_TIMEOUT));
             }
@@ -96,6 +97,8 @@ pub(crate) struct Inner {
     /// What every start enforces, unless it says otherwise.
     report: Arc<[Enforcement]>,
     pool: Option<Pool>,
+    /// Not with a pool, which does better, nor where ids belong to a tree of files: others may wait for them.
+    pub(crate) ahead: Option<Ahead>,
     pub(crate) disk: Option<Disk>,
     pub(crate) overlay: Option<Overlay>,
     /// The child hands over a descriptor of the memory file system that a disk limit is made of.
@@ -168,7 +171,7 @@ impl Sandbox {
             steps.push(Step::Hostname(rootfs::c_string(&plan.hostname)?));
         }
         if plan.namespaces.contains(Namespaces::NETWORK) {
-            steps.push(Step::LoopbackUp);
+            steps.push(Step::Network);
         }
         // Namespaces that the child takes by itself, or that come with the template.
         let mut namespaces = plan.namespaces - (Namespaces::USER | Namespaces::CGROUP);
@@ -205,6 +208,7 @@ impl Sandbox {
         let config = init_config(&plan, &identity, &landlock, 0)?;
         let config_ready = init_config(&plan, &identity, &landlock, protocol::NOTIFY_READY)?;
         let pool = (plan.prepared > 0).then(|| Pool::new(plan.prepared));
+        let ahead = (pool.is_none() && !identity.keeps_ids()).then(Ahead::new);
         let report = plan.features.as_slice().into();
         let sandbox = Self {
             inner: Arc::new(Handles(Arc::new(Inner {
@@ -227,15 +231,21 @@ impl Sandbox {
                 name,
                 report,
                 pool,
+                ahead,
                 overlay,
                 disk,
                 counts_memory,
                 privilege,
             }))),
         };
-        if let Some(pool) = &sandbox.inner.pool {
-            let _ = sandbox.inner.burials.refill.set(pool.refill());
-            pool.fill(&sandbox.inner.0)?;
+        let inner = &sandbox.inner;
+        let refill = match &inner.pool {
+            Some(pool) => Refill::Pool(pool.bell()),
+            None => Refill::Ahead(Wish::new(Arc::downgrade(&inner.0))),
+        };
+        let _ = inner.burials.refill.set(refill);
+        if let Some(pool) = &inner.pool {
+            pool.fill(&inner.0)?;
         }
         Ok(sandbox)
     }
@@ -271,7 +281,7 @@ impl Sandbox {
     /// Instances and children that are still held by somebody go on.
     #[must_use = "it tells what is left behind"]
     pub fn close(self) -> Vec<Leftover> {
-        self.inner.close_pool();
+        self.inner.close_supplies();
         let mut leftovers = self.inner.burials.wait(CLOSE_TIMEOUT);
         leftovers.extend(self.inner.disk.as_ref().map(Disk::release).unwrap_or_default());
         leftovers
@@ -289,9 +299,13 @@ impl Sandbox {
 }
 
 impl Inner {
-    fn close_pool(&self) {
+    /// Takes down what was made for starts to come.
+    fn close_supplies(&self) {
         if let Some(pool) = &self.pool {
             pool.close(CLOSE_TIMEOUT);
+        }
+        if let Some(ahead) = &self.ahead {
+            ahead.close();
         }
     }
 
@@ -308,13 +322,35 @@ impl Inner {
         if std::process::id() != self.pid {
             return Err(Error::invalid("sandbox", "a forked process must build its own"));
         }
-        let turn = self.overlay.as_ref().map(Overlay::turn).transpose()?.flatten();
+        if let Some(provisions) = self.ahead.as_ref().and_then(Ahead::take) {
+            // Somebody may have spoilt them since; then the second attempt says what is wrong.
+            if let Ok(parts) = self.start(provisions, notify_ready) {
+                return Ok(parts);
+            }
+        }
+        self.start(self.provide()?, notify_ready)
+    }
+
+    /// What a start needs besides its process: ids, a cgroup whose limits were read back, a socket.
+    pub(crate) fn provide(&self) -> Result<Provisions, Error> {
         let name = format!("{}{}", self.name, next_instance());
         let ids = self.identity.take(&name)?;
         let owners =
             self.owners.iter().map(|owner| owner_namespace(*owner, ids.outside)).collect::<Result<Vec<_>, _>>()?;
         let group = self.resources.as_ref().map(|resources| resources.group(&name)).transpose()?;
         let (ours, theirs) = spawn::channel()?;
+        Ok(Provisions { ids, owners, group, meter: None, ours, theirs, network: None })
+    }
+
+    /// Whether a start can move into a network namespace that was made by this process before.
+    pub(crate) fn may_enter_network(&self) -> bool {
+        self.privilege == Privilege::Root && self.namespaces.contains(Namespaces::NETWORK)
+    }
+
+    /// Starts the process.
+    fn start(&self, provisions: Provisions, notify_ready: bool) -> Result<Parts, Error> {
+        let turn = self.overlay.as_ref().map(Overlay::turn).transpose()?.flatten();
+        let Provisions { ids, owners, group, meter, ours, theirs, network } = provisions;
         let config = if notify_ready { &self.config_ready } else { &self.config };
         crate::init::send(ours.as_fd(), config, &[])
             .map_err(|error| Error::setup("send init its configuration", error))?;
@@ -329,6 +365,7 @@ impl Inner {
         context.owners = &owners;
         context.join = &join;
         context.template = self.template.as_ref().map(AsFd::as_fd);
+        context.network = network.as_ref();
         context.user_namespace = Some(ids.namespace.as_fd());
         context.init = Some(crate::sys::InitFds {
             program: self.init.as_fd(),
@@ -339,7 +376,7 @@ impl Inner {
         });
         let within = (self.privilege == Privilege::User).then(|| ids.namespace.as_fd());
         let started = spawn::start(Start {
-            namespaces: self.namespaces,
+            namespaces: if network.is_some() { self.namespaces - Namespaces::NETWORK } else { self.namespaces },
             steps: &self.steps,
             binds: &self.binds,
             context,
@@ -356,7 +393,7 @@ impl Inner {
         let enforcement = self.report(group.as_ref().and_then(|group| group.differs.as_ref()), &refused);
         // Off the path of whoever will use it; what cannot be opened now is tried again then.
         let cgroup = group.as_ref().and_then(Group::cgroup).filter(|_| notify_ready);
-        let meter = cgroup.and_then(|cgroup| cgroup.final_meter().ok());
+        let meter = meter.or_else(|| cgroup.and_then(|cgroup| cgroup.final_meter().ok()));
         Ok(Parts {
             handle: Arc::new(Handle::new(ours)),
             init_pid: born.pid.get(),

@@ -195,10 +195,15 @@ unsafe extern "C" fn held(parent: *mut c_void) -> ! {
 #[derive(Debug)]
 pub(crate) struct UserNamespace {
     namespace: OwnedFd,
-    _holder: Holder,
+    holder: Option<Holder>,
 }
 
 impl UserNamespace {
+    /// Waits for the end of the child, which otherwise is a zombie meanwhile.
+    pub(crate) fn settle(&mut self) {
+        self.holder = None;
+    }
+
     /// The namespace alone.
     pub(crate) fn into_fd(self) -> OwnedFd {
         self.namespace
@@ -242,7 +247,7 @@ pub(crate) fn user_namespace(uids: &IdMap, gids: &IdMap, setgroups: Setgroups) -
     let path = format!("/proc/{pid}/ns/user");
     let namespace = File::open(&path).map_err(|error| Error::setup_at("open", path, error))?.into();
     holder.born.pidfd.kill()?;
-    Ok(UserNamespace { namespace, _holder: holder })
+    Ok(UserNamespace { namespace, holder: Some(holder) })
 }
 
 /// A socket with two ends, which keeps the bounds of messages.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use ns::mount::{self, Attributes, Overlay, Tmpfs};
 use ns::path::{Open, create_dir_in_root, create_file_in_root, open_in_root};
-use ns::{Errno, Namespaces};
+use ns::{Errno, Namespace, Namespaces};
 use rustix::fs::AtFlags;
 
 use crate::sys;
@@ -43,7 +43,8 @@ pub(crate) enum Step {
         required: bool,
     },
     Hostname(CString),
-    LoopbackUp,
+    /// Moves into the network namespace that was made before, or sets the loopback device of a new one up.
+    Network,
     /// The root is an empty tmpfs.
     TmpfsRoot,
     /// The root is a directory of the host; mount points are made in it.
@@ -170,6 +171,8 @@ pub(crate) struct Context<'a> {
     /// `tasks` of each v1 group.
     pub(crate) join: &'a [BorrowedFd<'a>],
     pub(crate) template: Option<BorrowedFd<'a>>,
+    /// Made before, with its loopback device up.
+    pub(crate) network: Option<&'a Namespace>,
     pub(crate) user_namespace: Option<BorrowedFd<'a>>,
     /// Where descriptors for the parent are sent to.
     pub(crate) channel: Option<BorrowedFd<'a>>,
@@ -207,6 +210,7 @@ impl<'a> Context<'a> {
             owners: &[],
             join: &[],
             template: None,
+            network: None,
             user_namespace: None,
             channel: None,
             upper_ids: None,
@@ -256,7 +260,10 @@ impl Step {
                 if *required { result } else { Ok(()) }
             }
             Self::Hostname(name) => rustix::system::sethostname(name.to_bytes()).map_err(errno),
-            Self::LoopbackUp => ns::net::loopback_up(),
+            Self::Network => match context.network {
+                Some(made) => made.enter(),
+                None => ns::net::loopback_up(),
+            },
             Self::TmpfsRoot => {
                 let options = Tmpfs { size: Some(1 << 20), inodes: Some(4096), mode: Some(0o755), owner: None };
                 context.set_root(mount::tmpfs(&options, PLAIN)?);
@@ -374,7 +381,7 @@ impl Step {
             Self::UnshareCgroup { .. } => ("make a cgroup namespace", None),
             Self::NewKeyring { .. } => ("join a new session keyring", None),
             Self::Hostname(_) => ("set the host name", None),
-            Self::LoopbackUp => ("bring the loopback interface up", None),
+            Self::Network => ("bring the loopback interface up", None),
             Self::TmpfsRoot => ("make the root file system", None),
             Self::DirectoryRoot(source) => ("use as root directory", Some(source.path())),
             Self::CopyRoot => ("copy the mounts of the root directory", None),
