@@ -15,9 +15,10 @@ use std::time::Duration;
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal as NixSignal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use sandbox::{Builder, End, Feature, Limit, Network, Outcome, Resource, Sandbox, Signal, Stdio};
+use sandbox::cgroup::CpuList;
+use sandbox::{Builder, End, Feature, IoRates, Landlock, Limit, Network, Outcome, Resource, Sandbox, Signal, Stdio};
 use sandbox_examples::json;
-use sandbox_examples::parse::{bytes, time};
+use sandbox_examples::parse::{bytes, cpus, rates, time};
 
 /// Exit statuses of our own, beside the program's and 128 + signal.
 const NOT_SET_UP: u8 = 125;
@@ -43,6 +44,12 @@ struct Arguments {
     /// CPUs: 0.5 is half of one
     #[arg(long, value_parser = millicpus)]
     cpu: Option<u64>,
+    /// CPUs to run on: 0-3,8
+    #[arg(long, value_name = "LIST", value_parser = cpus)]
+    cpuset: Option<CpuList>,
+    /// What may be transferred in a second: /dev/sda:read=10M,write=5M,read-ops=100
+    #[arg(long, value_name = "DEVICE:NAME=RATE,…", value_parser = rates)]
+    io_max: Vec<(String, IoRates)>,
     /// CPU time of all processes together: 2s, 500ms
     #[arg(long, value_parser = time)]
     cpu_time: Option<Duration>,
@@ -79,6 +86,12 @@ struct Arguments {
     /// An empty file system in memory
     #[arg(long, value_name = "DIR[:SIZE]")]
     tmpfs: Vec<String>,
+    /// A path inside that can be read and executed, and nothing that is not named so (Landlock)
+    #[arg(long, value_name = "PATH")]
+    landlock_read: Vec<PathBuf>,
+    /// The same, and written
+    #[arg(long, value_name = "PATH")]
+    landlock_write: Vec<PathBuf>,
     /// Network: none or host
     #[arg(long, default_value = "none", value_parser = ["none", "host"])]
     net: String,
@@ -196,6 +209,12 @@ fn describe(arguments: &Arguments) -> Result<Builder, Box<dyn Error>> {
     if let Some(millicpus) = arguments.cpu {
         builder.cpu_max(Duration::from_micros(millicpus * 100), Duration::from_millis(100));
     }
+    if let Some(list) = &arguments.cpuset {
+        builder.cpuset(list.ranges().iter().flat_map(|&(first, last)| first..=last));
+    }
+    for (device, rates) in &arguments.io_max {
+        builder.io_max(device, *rates);
+    }
     arguments.cpu_time.map(|time| builder.cpu_time_max(time));
     arguments.wall.map(|time| builder.wall_time_max(time));
     arguments.output.map(|bytes| builder.output_max(bytes));
@@ -224,6 +243,10 @@ fn describe(arguments: &Arguments) -> Result<Builder, Box<dyn Error>> {
             Some((directory, size)) => builder.tmpfs(directory, Some(bytes(size)?)),
             None => builder.tmpfs(tmpfs, None),
         };
+    }
+    if !arguments.landlock_read.is_empty() || !arguments.landlock_write.is_empty() {
+        let rules = arguments.landlock_read.iter().fold(Landlock::new(), Landlock::read);
+        builder.landlock(arguments.landlock_write.iter().fold(rules, Landlock::write));
     }
     if arguments.net == "host" {
         builder.network(Network::Host);

@@ -288,6 +288,18 @@ fn flags_reach_the_program() {
 }
 
 #[test]
+fn cpus_rates_and_the_fence_are_asked_for() {
+    let flags = ["--cpuset", "0", "--io-max", "8:0:read=10M", "--landlock-write", "/"];
+    let preferred = ["--prefer", "cpuset", "--prefer", "io_max", "--prefer", "landlock"];
+    let (code, document) = outcome(&[&flags[..], &preferred].concat(), "exit 0");
+    assert_eq!(code, 0);
+    for (name, requested) in [("cpuset", json!(1)), ("io_max", json!(1)), ("landlock", Value::Null)] {
+        let entry = feature(&document, name);
+        assert_eq!((&entry["mode"], &entry["requested"]), (&json!("prefer"), &requested), "{entry}");
+    }
+}
+
+#[test]
 fn without_quiet_a_short_report_is_on_standard_error() {
     let output = run().args(["--wall", "30s"]).args(SHELL).arg("echo out; cat >&2").output().unwrap();
     assert_eq!(output.stdout, b"out\n");
