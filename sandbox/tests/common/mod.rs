@@ -150,6 +150,13 @@ pub fn field(status: &str, key: &str) -> String {
     lines.next().map_or_else(|| panic!("no {key} in:\n{status}"), |value| value.trim().to_owned())
 }
 
+/// A line of `/proc/self/limits`.
+pub fn field_of_limits(name: &str) -> String {
+    let limits = fs::read_to_string("/proc/self/limits").unwrap();
+    let mut lines = limits.lines().filter_map(|line| line.strip_prefix(name));
+    lines.next().map_or_else(|| panic!("no {name} in:\n{limits}"), |line| line.trim().to_owned())
+}
+
 /// A program that sleeps, in a fresh instance.
 pub fn sleeper(sandbox: &Sandbox) -> Child {
     let mut command = sandbox.command("/bin/sleep");
