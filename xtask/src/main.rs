@@ -61,7 +61,11 @@ enum Command {
     /// Runs the kernel tests, or a command, in every combination of kernel, cgroup layout and user.
     Matrix(matrix::Arguments),
     /// Writes docs/kernels.md from what the `doctor` example says in a guest of each kernel.
-    Kernels,
+    Kernels {
+        /// Only its lists of tests that skip, which needs no guest.
+        #[arg(long)]
+        skips: bool,
+    },
     /// Runs a command for which named system calls answer ENOSYS, or another error.
     Enosys {
         /// E.g. `clone3,close_range=EPERM`.
@@ -90,7 +94,8 @@ fn main() -> ExitCode {
         }
         Command::Guest { kernel: Some(kernel), options, command, .. } => guest(kernel, &options, command),
         Command::Guest { kernel: None, .. } => Err(Error::new("no kernel")),
-        Command::Kernels => page::write().map(|()| ExitCode::SUCCESS),
+        Command::Kernels { skips: true } => page::write_skips().map(|()| ExitCode::SUCCESS),
+        Command::Kernels { skips: false } => page::write().map(|()| ExitCode::SUCCESS),
         Command::Enosys { calls, command } => Err(enosys::run(&calls, &command)),
         Command::KeepGuest => return guest::keep(),
         Command::FirstProcess { argv } => return guest::first_process(&argv),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
@@ -30,38 +31,47 @@ const SECTIONS: [(Layout, User, &str); 4] = [
     (Layout::V1, User::Root, "cgroup v1, root"),
 ];
 
+/// The heading of the lists of skips, which end the page.
+const SKIPS: &str = "## Tests that skip";
+
 /// Boots every kernel in every section's way and writes the page.
 pub(crate) fn write() -> Result<()> {
     let mut found: BTreeMap<(Layout, User), BTreeMap<Kernel, Vec<Feature>>> = BTreeMap::new();
-    match doctor()? {
-        None => eprintln!("xtask: no example `doctor` yet: the page has the lists of skips only"),
-        Some(doctor) => {
-            for (cgroup, user, _) in SECTIONS {
-                let flags = [format!("--cgroup={cgroup}"), format!("--user={user}"), "--disk=xfs".into()];
-                matrix::command(&flags, &[doctor.clone(), "--json".into()])?;
-                let heard = kernel::ALL.into_iter().filter_map(|kernel| {
-                    let log = matrix::log_file(&guest::place(kernel, cgroup, user));
-                    Some((kernel, features(&fs::read_to_string(log).ok()?)?))
-                });
-                found.insert((cgroup, user), heard.collect());
-            }
-        }
+    let doctor = doctor()?;
+    for (cgroup, user, _) in SECTIONS {
+        let flags = [format!("--cgroup={cgroup}"), format!("--user={user}"), "--disk=xfs".into()];
+        matrix::command(&flags, &[doctor.clone(), "--json".into()])?;
+        let heard = kernel::ALL.into_iter().filter_map(|kernel| {
+            let log = matrix::log_file(&guest::place(kernel, cgroup, user));
+            Some((kernel, features(&fs::read_to_string(log).ok()?)?))
+        });
+        found.insert((cgroup, user), heard.collect());
     }
-    let path = cargo::root().join("docs/kernels.md");
-    let text = page(&found, &SkipList::read(&skips::file("guests"))?);
-    fs::write(&path, text).context(|| format!("cannot write {}", path.display()))?;
-    println!("written: {}", path.display());
+    save(&(features_part(&found) + &skips_part(&SkipList::read(&skips::file("guests"))?)))
+}
+
+/// Writes the lists of skips anew, and leaves the features as they are: no guest is booted.
+pub(crate) fn write_skips() -> Result<()> {
+    let text = fs::read_to_string(file()).context(|| format!("cannot read {}", file().display()))?;
+    let features = text.find(SKIPS).map_or(&*text, |at| &text[..at]);
+    save(&(features.to_owned() + &skips_part(&SkipList::read(&skips::file("guests"))?)))
+}
+
+fn file() -> PathBuf {
+    cargo::root().join("docs/kernels.md")
+}
+
+fn save(text: &str) -> Result<()> {
+    fs::write(file(), text).context(|| format!("cannot write {}", file().display()))?;
+    println!("written: {}", file().display());
     Ok(())
 }
 
-/// The built example, unless there is none.
-fn doctor() -> Result<Option<String>> {
-    if !cargo::root().join("examples/examples/doctor.rs").exists() {
-        return Ok(None);
-    }
+/// The built example.
+fn doctor() -> Result<String> {
     let built = cargo::build(&["build", "--quiet", "--package", "sandbox-examples", "--example", "doctor"])?;
     let path = built.into_iter().filter_map(|artifact| artifact.executable).next_back();
-    path.map(|path| Some(path.display().to_string())).ok_or_else(|| Error::new("cargo built no doctor"))
+    path.map(|path| path.display().to_string()).ok_or_else(|| Error::new("cargo built no doctor"))
 }
 
 /// The doctor's answer out of a log that has its complaints too.
@@ -70,12 +80,13 @@ fn features(log: &str) -> Option<Vec<Feature>> {
     serde_json::Deserializer::from_str(&log[start..]).into_iter().next()?.ok()
 }
 
-fn page(found: &BTreeMap<(Layout, User), BTreeMap<Kernel, Vec<Feature>>>, skips: &SkipList) -> String {
+fn features_part(found: &BTreeMap<(Layout, User), BTreeMap<Kernel, Vec<Feature>>>) -> String {
     let mut page = String::from(
         "# Kernels\n\n\
          Written by `cargo xtask kernels`, not by hand: what `doctor --json` said in a guest of each kernel, and which tests\n\
          skip where. `uml-*` is User-Mode Linux, `qemu-*` is Debian's kernel for real machines; `*-new` is the newest that\n\
-         Debian has. Of the guests: `cargo xtask guest --list`.\n",
+         Debian has. The files of a guest are this machine's, below an overlay in memory: what lacks there of overlays need\n\
+         not lack on a disk. Of the guests: `cargo xtask guest --list`.\n",
     );
     for (cgroup, user, title) in SECTIONS {
         if let Some(kernels) = found.get(&(cgroup, user)).filter(|kernels| !kernels.is_empty()) {
@@ -83,16 +94,16 @@ fn page(found: &BTreeMap<(Layout, User), BTreeMap<Kernel, Vec<Feature>>>, skips:
             section(&mut page, kernels);
         }
     }
-    page.push_str("\n## Tests that skip\n\n");
-    skip_section(&mut page, skips);
+    page.push('\n');
     page
 }
 
 /// By what they need, since one lack makes many tests skip, and then by where they skip.
-fn skip_section(page: &mut String, list: &SkipList) {
-    page.push_str(
-        "A test that needs what a guest lacks says so and skips there, and runs elsewhere. A guest is written\n\
-         KERNEL.CGROUP.USER; listed are those that `cargo xtask matrix --bless` has run.\n\n",
+fn skips_part(list: &SkipList) -> String {
+    let mut page = format!(
+        "{SKIPS}\n\n\
+         A test that needs what a guest lacks says so and skips there, and runs elsewhere. A guest is written\n\
+         KERNEL.CGROUP.USER, with `*` for every one that there is.\n\n"
     );
     let mut skips: Vec<_> = list.iter().map(|(skip, places)| (skips::parts(skip), places)).collect();
     skips.sort_by_key(|((program, _, need), places)| (*need, *places, *program));
@@ -100,11 +111,27 @@ fn skip_section(page: &mut String, list: &SkipList) {
         let _ = writeln!(page, "- **{}**", alike[0].0.2);
         for here in alike.chunk_by(|((a, ..), at), ((b, ..), there)| (a, at) == (b, there)) {
             let ((program, ..), places) = here[0];
-            let places: Vec<_> = places.iter().map(|place| format!("`{place}`")).collect();
             let tests: Vec<_> = here.iter().map(|((_, test, _), _)| *test).collect();
-            let _ = writeln!(page, "  - {}: {program} {}", places.join(" "), tests.join(", "));
+            let _ = writeln!(page, "  - {}: {program} {}", short(places), tests.join(", "));
         }
     }
+    page
+}
+
+/// The places, those of a kernel, or of a kernel and a user, in one word where they are all there.
+fn short(places: &BTreeSet<String>) -> String {
+    let mut words = Vec::new();
+    for kernel in kernel::ALL {
+        let of = |user: User| {
+            let all = [Layout::V1, Layout::Hybrid, Layout::V2].map(|layout| guest::place(kernel, layout, user));
+            if all.iter().all(|place| places.contains(place)) {
+                return vec![format!("{kernel}.*.{user}")];
+            }
+            all.into_iter().filter(|place| places.contains(place)).collect()
+        };
+        words.extend([User::Root, User::Ordinary].into_iter().flat_map(of));
+    }
+    words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" ")
 }
 
 /// A table of the features on which kernels differ, then what lacks and why, then what all have.
@@ -209,7 +236,15 @@ mod tests {
         let mut list = SkipList::default();
         let skips = BTreeSet::from(["a.rs swap: needs swap".to_owned()]);
         list.bless("uml-new.v1.root", &Seen { skips, ..Seen::default() });
-        let page = page(&BTreeMap::new(), &list);
+        let page = skips_part(&list);
         assert!(page.contains("- **needs swap**\n  - `uml-new.v1.root`: a.rs swap\n"), "{page}");
+    }
+
+    #[test]
+    fn places_that_are_all_there_are_one_word() {
+        let places =
+            ["uml-6.1.v1.root", "uml-new.hybrid.1000", "uml-new.v1.1000", "uml-new.v2.1000", "uml-new.v2.root"];
+        let places = places.map(str::to_owned).into();
+        assert_eq!(short(&places), "`uml-6.1.v1.root` `uml-new.v2.root` `uml-new.*.1000`");
     }
 }
