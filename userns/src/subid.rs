@@ -707,7 +707,7 @@ mod tests {
     }
 
     #[test]
-    fn every_bad_line_is_reported_with_its_number() {
+    fn case_83_every_bad_line_is_reported_with_its_number() {
         let text = "ok:1:1\n\n+nis:1:1\nshort:1\n:1:1\na:x:1\na:1:y\nzero:1:0\nroot:0:5\n#c:1:1\nhex:0x10:1\nbig:4294967295:1\n";
         let file = file(text.as_bytes());
         let found: Vec<_> = file.problems().iter().map(|p| (p.line, p.ignored)).collect();
@@ -776,7 +776,7 @@ mod tests {
     }
 
     #[test]
-    fn a_million_lines_take_less_than_a_second() {
+    fn case_83_a_million_lines_take_less_than_a_second() {
         // Without optimization a tenth of them.
         let lines: u32 = if cfg!(debug_assertions) { 100_000 } else { 1_000_000 };
         let text: String = (0..lines).map(|n| format!("user{}:{}:65536\n", n % 1000, 100_000 + n)).collect();

@@ -109,9 +109,9 @@ fn witness(dir: &Path, lease: &Lease) -> Result<OwnedFd, String> {
 
 /// 12 processes × 200 leases (20 in a guest), and four more that are killed over and over in the middle of it.
 #[test]
-fn processes_never_share_a_slot_even_when_killed() {
+fn case_90_processes_never_share_a_slot_even_when_killed() {
     const BASE: u32 = base(4);
-    const NAME: &str = "processes_never_share_a_slot_even_when_killed";
+    const NAME: &str = "case_90_processes_never_share_a_slot_even_when_killed";
     const SLOTS: u32 = 48;
     let _alone = alone();
     if let Some(part) = part() {
@@ -206,9 +206,9 @@ fn worker(pool: &Pool, dir: &Path, times: u32) {
 }
 
 #[test]
-fn a_sandbox_keeps_its_ids_when_its_owner_is_killed() {
+fn case_92_a_sandbox_keeps_its_ids_when_its_owner_is_killed() {
     const BASE: u32 = base(5);
-    const NAME: &str = "a_sandbox_keeps_its_ids_when_its_owner_is_killed";
+    const NAME: &str = "case_92_a_sandbox_keeps_its_ids_when_its_owner_is_killed";
     let _alone = alone();
     if let Some(dir) = part() {
         // The owner: leases, starts a "sandbox" that inherits the lock and lives as long as its input, and hangs.
@@ -277,16 +277,16 @@ fn looking_does_not_take() {
 }
 
 #[test]
-fn a_removed_lock_file_is_noticed_by_its_holder_and_by_the_next() {
+fn case_91_a_removed_lock_file_is_noticed_by_its_holder_and_by_the_next() {
     const BASE: u32 = base(8);
     let _alone = alone();
-    require!("a_removed_lock_file_is_noticed_by_its_holder_and_by_the_next", root() => "root");
+    require!("case_91_a_removed_lock_file_is_noticed_by_its_holder_and_by_the_next", root() => "root");
     let dir = tempfile::tempdir().unwrap();
     let pool = pool(dir.path(), BASE, 1);
     let lease = pool.lease("first").unwrap();
     lease.verify().unwrap();
     let Some(held) = Held::start("true") else {
-        common::skip("a_removed_lock_file_is_noticed_by_its_holder_and_by_the_next", "user namespaces");
+        common::skip("case_91_a_removed_lock_file_is_noticed_by_its_holder_and_by_the_next", "user namespaces");
         return;
     };
     write_maps(held.pid(), &lease.uid_map(), &lease.gid_map(), Setgroups::Allow).unwrap();
@@ -327,7 +327,7 @@ fn a_slot_with_a_process_left_over_is_not_lent() {
 }
 
 #[test]
-fn damaged_lock_files_cost_their_slot_or_nothing() {
+fn case_91_damaged_lock_files_cost_their_slot_or_nothing() {
     const BASE: u32 = base(10);
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
@@ -378,10 +378,10 @@ fn a_state_directory_of_another_kind_is_refused() {
 }
 
 #[test]
-fn a_state_directory_of_another_user_is_refused() {
+fn case_91_a_state_directory_of_another_user_is_refused() {
     const BASE: u32 = base(12);
     let _alone = alone();
-    require!("a_state_directory_of_another_user_is_refused", root() => "root");
+    require!("case_91_a_state_directory_of_another_user_is_refused", root() => "root");
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("sandbox");
     drop(Pool::open(&state, &config(BASE, 1)).unwrap());
@@ -414,9 +414,9 @@ fn a_state_directory_that_goes_away_is_an_error() {
 
 /// On a file system of our own: full, then read-only.
 #[test]
-fn a_full_or_read_only_state_directory_leases_nothing() {
+fn case_91_a_full_or_read_only_state_directory_leases_nothing() {
     const BASE: u32 = base(15);
-    const NAME: &str = "a_full_or_read_only_state_directory_leases_nothing";
+    const NAME: &str = "case_91_a_full_or_read_only_state_directory_leases_nothing";
     let _alone = alone();
     if let Some(dir) = part() {
         // In a mount namespace of its own, on a tmpfs with room for the directories and no file's content.
@@ -434,7 +434,7 @@ fn a_full_or_read_only_state_directory_leases_nothing() {
         assert!(error.hint().unwrap().contains("read-only"), "{error}");
         return;
     }
-    require!("a_full_or_read_only_state_directory_leases_nothing", root() => "root");
+    require!("case_91_a_full_or_read_only_state_directory_leases_nothing", root() => "root");
     let dir = tempfile::tempdir().unwrap();
     let inner = again(NAME, dir.path().to_str().unwrap());
     let script = "mount -t tmpfs -o size=64k,mode=755 tmpfs \"$0\" && exec \"$@\"";
@@ -451,7 +451,7 @@ fn a_full_or_read_only_state_directory_leases_nothing() {
 }
 
 #[test]
-fn grants_and_accounts_of_others_are_not_lent() {
+fn case_84_grants_and_accounts_of_others_are_not_lent() {
     const BASE: u32 = base(16);
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
@@ -619,7 +619,7 @@ fn what_cannot_be_remembered_is_not_registered() {
 
 /// Killed between the two files that say so, whichever came first.
 #[test]
-fn a_half_registered_range_is_kept_and_a_half_forgotten_one_is_freed() {
+fn case_92_a_half_registered_range_is_kept_and_a_half_forgotten_one_is_freed() {
     const BASE: u32 = base(40);
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();

@@ -132,8 +132,8 @@ fn a_grandparent_may_not_write() {
 }
 
 #[test]
-fn setgroups_is_denied_and_read_back() {
-    require!("setgroups_is_denied_and_read_back", root() => "root", user_namespaces() => "user namespaces");
+fn case_86_setgroups_is_denied_and_read_back() {
+    require!("case_86_setgroups_is_denied_and_read_back", root() => "root", user_namespaces() => "user namespaces");
     let ids = map(&[(0, 3_900_003_000, 10)]);
     let script = "cat /proc/self/setgroups; setpriv --reuid 0 --regid 0 --groups 1 true 2>/dev/null && echo changed || echo refused";
     assert_eq!(write_and_run(&ids, Setgroups::Deny, script).unwrap(), "deny\nrefused\n");
@@ -216,13 +216,13 @@ exec "$@"
 "#;
 
 #[test]
-fn newuidmap_writes_what_is_granted_and_each_failure_has_its_name() {
-    const NAME: &str = "newuidmap_writes_what_is_granted_and_each_failure_has_its_name";
+fn case_85_newuidmap_writes_what_is_granted_and_each_failure_has_its_name() {
+    const NAME: &str = "case_85_newuidmap_writes_what_is_granted_and_each_failure_has_its_name";
     let mixed = map(&[(0, 1000, 1), (1, 100_000, 65535)]);
     let Some(part) = part() else {
         let tools = Path::new("/usr/bin/newuidmap").exists();
         require!(
-            "newuidmap_writes_what_is_granted_and_each_failure_has_its_name",
+            "case_85_newuidmap_writes_what_is_granted_and_each_failure_has_its_name",
             root() => "root",
             user_namespaces() => "user namespaces",
             tools => "newuidmap in /usr/bin",
