@@ -1,6 +1,6 @@
 //! Every knob of a sandbox, documented. No system call is made here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use ns::Namespaces;
 use rlimit::{Limit, Limits, Resource};
 use userns::{IdMap, Pool, PoolConfig};
 
-use crate::{Error, Feature, Landlock, Mode, Sandbox};
+use crate::{Capability, Error, Feature, Landlock, Mode, Sandbox};
 
 /// What a sandbox is to be. Made by [`Sandbox::builder`], checked and built by [`build`](Self::build).
 ///
@@ -48,6 +48,8 @@ pub(crate) struct Options {
     pub(crate) cpuset_mems: Option<CpuList>,
     pub(crate) io_max: BTreeMap<PathBuf, IoRates>,
     pub(crate) landlock: Option<Landlock>,
+    pub(crate) capabilities: BTreeSet<Capability>,
+    pub(crate) seccomp: Seccomp,
     pub(crate) wall_time_max: Option<Duration>,
     pub(crate) cpu_time_max: Option<Duration>,
     pub(crate) output_max: Option<u64>,
@@ -101,6 +103,18 @@ impl IoRates {
     pub(crate) const fn all(&self) -> [Option<u64>; 4] {
         [self.read_bytes, self.write_bytes, self.read_ops, self.write_ops]
     }
+}
+
+/// A list of refused system calls, for [`Builder::seccomp`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Seccomp {
+    /// What widens the kernel's attack surface or reaches out of the sandbox; ordinary programs do not notice.
+    #[default]
+    Usual,
+    /// Also locks, leases and notifications of files, by which two sandboxes can signal to each other through a file that
+    /// both can only read. Databases and build tools need them; programs to be judged do not.
+    Strict,
 }
 
 /// Where the changes to an overlay's lower directory go: see [`Builder::overlay`].
@@ -226,6 +240,8 @@ impl Builder {
                 cpuset_mems: None,
                 io_max: BTreeMap::new(),
                 landlock: None,
+                capabilities: BTreeSet::new(),
+                seccomp: Seccomp::default(),
                 wall_time_max: None,
                 cpu_time_max: None,
                 output_max: None,
@@ -587,6 +603,22 @@ impl Builder {
     pub fn landlock(&mut self, rules: Landlock) -> &mut Self {
         self.options.landlock = Some(rules);
         self.name(Feature::Landlock)
+    }
+
+    /// Lets programs keep these capabilities over what belongs to the sandbox's ids (default: none; the bounding set holds no
+    /// other). They are in all five sets, so that programs which are executed later have them as well.
+    ///
+    /// # Errors
+    /// [`build`](Self::build) refuses them together with `off(Feature::Capabilities)`, which leaves all sets alone.
+    pub fn capabilities(&mut self, kept: impl IntoIterator<Item = Capability>) -> &mut Self {
+        self.options.capabilities.extend(kept);
+        self.name(Feature::Capabilities)
+    }
+
+    /// Which system calls programs are refused (default: [`Seccomp::Usual`]).
+    pub fn seccomp(&mut self, profile: Seccomp) -> &mut Self {
+        self.options.seccomp = profile;
+        self.name(Feature::Seccomp)
     }
 
     /// Enforces `feature` only where the host can. [`Child::enforcement`](crate::Child::enforcement) tells.

@@ -234,7 +234,7 @@ impl Command {
             uid: inner.identity.uid,
             gid: inner.identity.gid,
             groups: &[],
-            capabilities: 0,
+            capabilities: inner.plan.kept_capabilities(),
             paths: &request.paths,
             argv: &request.argv,
             envp: &request.envp,

@@ -76,13 +76,14 @@ mod stdio;
 mod step;
 mod sys;
 
-pub use builder::{Builder, IdPool, IoRates, Network, Upper, User};
+pub use builder::{Builder, IdPool, IoRates, Network, Seccomp, Upper, User};
 pub use child::{Child, Signal};
 pub use command::Command;
 pub use doctor::{Finding, State, Support};
 pub use enforcement::Enforcement;
 pub use error::{Error, ErrorKind, ProgramCause};
 pub use feature::{Feature, Mode};
+pub use harden::capability::Capability;
 pub use harden::landlock::Landlock;
 pub use instance::{Instance, Killed, LiveLimits, Stuck};
 pub use ns::Namespaces;

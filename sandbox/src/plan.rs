@@ -1,6 +1,6 @@
 //! The checked, complete description of a sandbox. Pure: made from the builder's data alone, testable without privilege.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -12,8 +12,8 @@ use ns::Namespaces;
 use rlimit::{Limit, Limits, Resource};
 use userns::IdMap;
 
-use crate::builder::{Access, IdPool, IoRates, MountKind, MountOption, Network, Options, Upper, User};
-use crate::{Enforcement, Error, Feature, Landlock, Mode};
+use crate::builder::{Access, IdPool, IoRates, MountKind, MountOption, Network, Options, Seccomp, Upper, User};
+use crate::{Capability, Enforcement, Error, Feature, Landlock, Mode};
 
 /// The namespaces that a sandbox may share with its caller.
 pub(crate) const SHAREABLE: [(Namespaces, Feature); 4] = [
@@ -65,6 +65,8 @@ pub struct Plan {
     pub(crate) cpuset: Option<CpuList>,
     pub(crate) cpuset_mems: Option<CpuList>,
     pub(crate) io_max: BTreeMap<PathBuf, IoRates>,
+    pub(crate) capabilities: BTreeSet<Capability>,
+    pub(crate) seccomp: Seccomp,
     pub(crate) landlock: Option<Landlock>,
     pub(crate) wall_time_max: Option<Duration>,
     pub(crate) cpu_time_max: Option<Duration>,
@@ -102,6 +104,8 @@ impl Plan {
             cpuset: options.cpuset.clone(),
             cpuset_mems: options.cpuset_mems.clone(),
             io_max: options.io_max.clone(),
+            capabilities: options.capabilities.clone(),
+            seccomp: options.seccomp,
             landlock: options.landlock.clone(),
             wall_time_max: options.wall_time_max,
             cpu_time_max: options.cpu_time_max,
@@ -199,6 +203,12 @@ impl Plan {
     fn hardening(&mut self, options: &Options, modes: &Modes) -> Result<(), Error> {
         for feature in [Feature::NoNewPrivs, Feature::Capabilities, Feature::Seccomp] {
             self.want(feature, modes.of(feature, Mode::Require), None);
+        }
+        if self.mode(Feature::Capabilities) == Mode::Off && !options.capabilities.is_empty() {
+            return Err(Error::invalid("off(capabilities)", "with it nothing is dropped, so nothing can be kept"));
+        }
+        if self.mode(Feature::Seccomp) == Mode::Off && options.seccomp != Seccomp::default() {
+            return Err(Error::invalid("off(seccomp)", "a profile was named"));
         }
         self.want(Feature::SessionKeyring, modes.of(Feature::SessionKeyring, Mode::Prefer), None);
         if self.mode(Feature::NoNewPrivs) == Mode::Off && self.mode(Feature::Seccomp) != Mode::Off {
@@ -397,6 +407,11 @@ impl Plan {
             Some(old) => *old = entry,
             None => self.features.push(entry),
         }
+    }
+
+    /// What programs keep, as a set of the kernel's.
+    pub(crate) fn kept_capabilities(&self) -> u64 {
+        self.capabilities.iter().fold(0, |set, capability| set | capability.bit())
     }
 
     /// How much a feature is wanted; off where the plan does not hold it.

@@ -12,7 +12,7 @@ use ns::Namespaces;
 use userns::{IdMap, Setgroups};
 
 use crate::ahead::{Ahead, Provisions, Wish};
-use crate::builder::{Access, MountKind, Options};
+use crate::builder::{Access, MountKind, Options, Seccomp};
 use crate::disk::Disk;
 use crate::harden::seccomp;
 use crate::host::{self, Privilege};
@@ -29,7 +29,7 @@ use crate::resources::{self, Group, Resources};
 use crate::rootfs::{self, Mapping, Rootfs};
 use crate::spawn::{self, Refused, Start};
 use crate::step::{Bind, Context, Step};
-use crate::{Builder, Command, Enforcement, Error, Feature, Mode};
+use crate::{Builder, Capability, Command, Enforcement, Error, Feature, Mode};
 
 /// How long dropping the last handle waits for what is being taken down.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -201,7 +201,7 @@ impl Sandbox {
         if privilege == Privilege::Root {
             steps.push(Step::EnterUserNamespace);
         }
-        steps.push(Step::KeepCapabilities);
+        steps.push(Step::KeepCapabilities { programs: plan.kept_capabilities() });
         steps.push(Step::ExecuteInit);
         let counts_memory = steps.iter().any(Step::sends_memory);
         keeper::prepare()?;
@@ -443,8 +443,20 @@ fn note_mechanisms(plan: &mut Plan, identity: &Identity, map_root: bool) {
         (Feature::CgroupNamespace, "unshare(2)"),
         (Feature::Rootfs, rootfs),
         (Feature::NoNewPrivs, "prctl(2), set once by init"),
-        (Feature::Capabilities, "all sets and the bounding set are empty"),
-        (Feature::Seccomp, "a deny-list, installed once by init"),
+        (
+            Feature::Capabilities,
+            match plan.capabilities.is_empty() {
+                true => "all sets and the bounding set are empty",
+                false => "all sets and the bounding set hold what was named",
+            },
+        ),
+        (
+            Feature::Seccomp,
+            match plan.seccomp {
+                Seccomp::Usual => "a deny-list, installed once by init",
+                Seccomp::Strict => "the strict deny-list, installed once by init",
+            },
+        ),
         (Feature::SessionKeyring, "keyctl(2)"),
         (Feature::WallTimeMax, "CLOCK_MONOTONIC and pidfd_send_signal(2)"),
         (Feature::OutputMax, "a pipe in between"),
@@ -521,7 +533,11 @@ fn init_config(plan: &Plan, identity: &Identity, landlock: &[u8], notify_ready: 
     let filter = match plan.mode(Feature::Seccomp) {
         Mode::Off => None,
         _ => {
-            let options = seccomp::Options { single_id: identity.shares_init(), ..Default::default() };
+            let options = seccomp::Options {
+                // A program that may change its id can have init's.
+                single_id: identity.shares_init() || plan.capabilities.contains(&Capability::Setuid),
+                strict: plan.seccomp == Seccomp::Strict,
+            };
             let compiled = seccomp::deny_list(options);
             Some(compiled.map_err(|error| Error::invalid("seccomp", error.to_string()))?)
         }
@@ -535,7 +551,7 @@ fn init_config(plan: &Plan, identity: &Identity, landlock: &[u8], notify_ready: 
             | identity.init_ids().map_or(0, |_| protocol::SET_GROUPS | protocol::TAKE_IDS),
         uid,
         gid,
-        capabilities: 0,
+        capabilities: plan.kept_capabilities(),
         filter_length: filter.as_ref().map_or(0, |filter| u32::from(filter.len())),
         landlock_length: u32::try_from(landlock.len()).unwrap_or(u32::MAX),
     };

@@ -115,7 +115,9 @@ pub(crate) enum Step {
     RaiseLimits(Vec<Raise>),
     EnterUserNamespace,
     /// Lets init have capabilities in its user namespace although its id is not root there.
-    KeepCapabilities,
+    KeepCapabilities {
+        programs: u64,
+    },
     /// Puts init's descriptors in their places and executes it.
     ExecuteInit,
 }
@@ -357,7 +359,7 @@ impl Step {
             }
             Self::RaiseLimits(raises) => raises.iter().try_for_each(|raise| sys::raise_hard_limit(*raise)),
             Self::EnterUserNamespace => sys::enter_user_namespace(needed(context.user_namespace)?),
-            Self::KeepCapabilities => sys::keep_capabilities(),
+            Self::KeepCapabilities { programs } => sys::keep_capabilities(*programs),
             Self::ExecuteInit => sys::execute_init(needed(context.init.as_ref())?),
         }
     }
@@ -411,7 +413,7 @@ impl Step {
             Self::EnterTemplate => ("enter the prepared mount namespace", None),
             Self::RaiseLimits(_) => ("raise a hard resource limit", None),
             Self::EnterUserNamespace => ("enter the user namespace", None),
-            Self::KeepCapabilities => ("keep init's capabilities", None),
+            Self::KeepCapabilities { .. } => ("keep init's capabilities", None),
             Self::ExecuteInit => ("execute init", None),
         }
     }

@@ -96,12 +96,14 @@ pub(crate) fn raise_hard_limit(raise: Raise) -> Result<(), Errno> {
     result(answer)
 }
 
-/// Makes the capabilities that init needs survive its execve: inheritable, then ambient (capabilities(7)).
-pub(crate) fn keep_capabilities() -> Result<(), Errno> {
+/// Makes the capabilities that init needs, and those of `programs`, survive its execve: inheritable, then ambient
+/// (capabilities(7)).
+pub(crate) fn keep_capabilities(programs: u64) -> Result<(), Errno> {
     let mut sets = rustix::thread::capabilities(None).map_err(errno)?;
     sets.inheritable = sets.permitted;
     rustix::thread::set_capabilities(None, sets).map_err(errno)?;
-    for capability in [CapabilitySet::SETUID, CapabilitySet::SETGID, CapabilitySet::SETPCAP] {
+    let of_init = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::SETPCAP;
+    for capability in of_init.union(CapabilitySet::from_bits_retain(programs)).iter() {
         rustix::thread::configure_capability_in_ambient_set(capability, true).map_err(errno)?;
     }
     Ok(())
