@@ -298,12 +298,13 @@ impl Builder {
     /// | caller | a file of `lower` with owner *n* belongs inside to | what the program makes belongs on disk to |
     /// |---|---|---|
     /// | root, Linux 5.19 | *n*: owner 0 is the program's default user | the same id, so later starts see it as theirs |
-    /// | root before that, or where the file system of `lower` cannot be mapped | nobody (65534) | ids of the instance's range |
+    /// | root before that, or where the file system of `lower` cannot be mapped | nobody (65534) | ids of a range that is kept for it |
     /// | others with their own id alone ([`off`](Self::off) `IdLease`) | the program, if it is the caller's | the caller |
-    /// | others with subordinate ids | nobody | ids of the instance's range |
+    /// | others with subordinate ids | nobody | ids of a range that is kept for it |
     ///
     /// The root directory itself is always the program's where files cannot be mapped. Files of nobody are read as others
-    /// may, and not changed. [`Plan::warnings`](crate::Plan::warnings) tells which row it is when not the first.
+    /// may, and not changed; the root directory of the host itself is never mapped. [`Plan::warnings`](crate::Plan::warnings)
+    /// tells when files are nobody's, and [`forget_tree`](crate::forget_tree) gives a kept range back.
     ///
     /// # Errors
     /// [`build`](Self::build) mounts it on trial. [`Error::Invalid`]: one directory lies in the other, or the upper one is
@@ -554,12 +555,16 @@ impl Builder {
         self.name(Feature::CpuTimeMax)
     }
 
-    /// Caps what programs may store in the directories that are bound writable, in **bytes** (default: no cap).
+    /// Caps what programs may store, in **bytes** (default: no cap): in the upper directory of an [`overlay`](Self::overlay)
+    /// and in the directories that are bound writable, together. What is in them counts, an overlay's lower directory does not.
     ///
-    /// By a project quota on these directories together, which must lie on one XFS, ext4 or f2fs mounted with `prjquota`;
-    /// what is in them counts. Past it writing fails with `ENOSPC` (XFS) or `EDQUOT`, `df` inside shows the cap, and the
-    /// outcome has [`LimitKind::Disk`](crate::LimitKind::Disk). With the last handle the directories leave the project.
-    /// [Preferred](Self::prefer), and with nothing writable on disk, it is the size of `/tmp` in memory instead.
+    /// By a project quota; they must lie on one XFS, ext4 or f2fs mounted with `prjquota`. Past it writing fails with `ENOSPC`
+    /// (XFS) or `EDQUOT`, `df` inside shows the cap, and the outcome has [`LimitKind::Disk`](crate::LimitKind::Disk). With the
+    /// last handle binds leave the project; an upper directory keeps it. In a full one files of the lower directory cannot be
+    /// removed: what hides them takes a file, too.
+    ///
+    /// Of an overlay with [`Upper::Tmpfs`] it is the size of its layer. [Preferred](Self::prefer), and with nothing writable on
+    /// disk, it is the size of `/tmp` in memory instead.
     pub fn disk_max(&mut self, bytes: u64) -> &mut Self {
         self.options.disk_max = Some(bytes);
         self.name(Feature::DiskMax)

@@ -15,8 +15,8 @@ use crate::plan::Plan;
 use crate::{Enforcement, Error, Feature, Mode};
 
 const FEATURES: [Feature; 2] = [Feature::DiskMax, Feature::InodesMax];
-pub(crate) const FIX: &str = "bind a writable directory of a file system with project quota (XFS or ext4 mounted with prjquota), or \
-    `prefer` the feature, so that the size of /tmp in memory is the limit, or give an overlay a layer in memory";
+pub(crate) const FIX: &str = "bind a writable directory of a file system with project quota (XFS or ext4 mounted with \
+    prjquota), or `prefer` the feature, so that the size of /tmp in memory is the limit, or give an overlay a layer in memory";
 
 /// What the kernel and the mount points of a start need in a full layer.
 const ROOM_BYTES: u64 = 1 << 20;
@@ -173,11 +173,11 @@ impl Disk {
         })
     }
 
-    /// Does something with a few files and blocks more than the limit.
+    /// Does something with a few files and blocks more than the limit. No program may run meanwhile.
     pub(crate) fn with_room<T>(&self, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         let limits = self.project.limits()?;
         let more = |limit, room| match limit {
-            Limit::Value(value) => Limit::Value(value + room),
+            Limit::Value(value) => Limit::Value(value.saturating_add(room)),
             Limit::Unlimited => Limit::Unlimited,
         };
         let mut raised = limits;
@@ -242,11 +242,16 @@ fn assign(allocator: &Allocator, lease: &Lease, directory: &Directory) -> Result
     }
     lease.remember(directory).map_err(explain)?;
     let tagged = directory.assign_existing(lease.project()).map_err(explain)?;
-    match tagged.left.first() {
+    // What cannot be changed and holds nothing, such as a link that an earlier program made, may stay as it is.
+    let holds = |left: &&quota::Left| {
+        let kind = left.path.symlink_metadata().map(|metadata| metadata.file_type());
+        kind.map_or(true, |kind| kind.is_file() || kind.is_dir())
+    };
+    match tagged.left.iter().find(holds) {
         None => Ok(()),
         Some(left) => {
             let why = format!("{} would not be counted: {}", left.path.display(), left.why);
-            Err((why, "start from a directory of plain files".to_owned()))
+            Err((why, "start from a directory that is nobody else's project".to_owned()))
         }
     }
 }

@@ -278,7 +278,7 @@ fn hint(step: &str, error: &io::Error) -> Option<&'static str> {
             "an outer container covers parts of /proc, so the kernel refuses a new one in a user namespace"
         }
         ("bind", libc::ENOENT) => "the source or a directory on the way to it does not exist",
-        ("mount the overlay", libc::ENOSPC | libc::EDQUOT) => {
+        ("mount the overlay", libc::ENOSPC | libc::EDQUOT | libc::EROFS) => {
             "the upper directory or its project is full, and the kernel needs a directory there: raise the limit, or remove files"
         }
         ("use as upper layer", libc::EBUSY) => "another instance uses it: an upper directory serves one at a time",

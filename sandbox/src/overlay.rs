@@ -153,14 +153,14 @@ impl Overlay {
     }
 
     /// Starts something with it. Where its project is full there is no place for what the kernel makes in a layer when it is
-    /// mounted, so the limit is raised a little until that is done: nobody else writes meanwhile.
+    /// mounted, so the limit is raised a little until that is done. The caller has its turn, so no program runs meanwhile.
     pub(crate) fn with_room<T>(
         &self,
         disk: Option<&Disk>,
         mut start: impl FnMut() -> Result<T, Error>,
     ) -> Result<T, Error> {
         match (start(), disk) {
-            (Err(error), Some(disk)) if matches!(error.errno(), Some(libc::ENOSPC | libc::EDQUOT)) => {
+            (Err(error), Some(disk)) if matches!(error.errno(), Some(libc::ENOSPC | libc::EDQUOT | libc::EROFS)) => {
                 disk.with_room(start)
             }
             (started, _) => started,
@@ -356,7 +356,9 @@ fn fix(errno: Option<i32>, privilege: Privilege) -> &'static str {
         (Some(libc::ENOSPC | libc::EDQUOT), _) => {
             "room in the upper directory or its project: raise the limit, or remove files"
         }
-        (Some(libc::EROFS), _) => "an upper directory on a file system that is mounted for writing",
+        (Some(libc::EROFS), _) => {
+            "an upper directory that has room and is on a file system that is mounted for writing"
+        }
         (Some(libc::EINVAL), _) => UNFIT,
         _ => "see the error number; or rootfs, without a layer for changes",
     }

@@ -312,10 +312,13 @@ impl Inner {
     /// Starts an instance: ids, cgroup, limits read back, then the process. With `notify_ready` init will say when it is
     /// hardened; else the answer to the first request tells.
     pub(crate) fn make(&self, notify_ready: bool) -> Result<Parts, Error> {
-        match &self.overlay {
-            Some(overlay) => overlay.with_room(self.disk.as_ref(), || self.make_now(notify_ready)),
-            None => self.make_now(notify_ready),
+        let Some(overlay) = &self.overlay else { return self.make_now(notify_ready) };
+        let turn = overlay.turn()?;
+        let parts = overlay.with_room(self.disk.as_ref(), || self.make_now(notify_ready))?;
+        if let Some(turn) = turn {
+            turn.give_to(&parts.init);
         }
+        Ok(parts)
     }
 
     fn make_now(&self, notify_ready: bool) -> Result<Parts, Error> {
@@ -349,7 +352,6 @@ impl Inner {
 
     /// Starts the process.
     fn start(&self, provisions: Provisions, notify_ready: bool) -> Result<Parts, Error> {
-        let turn = self.overlay.as_ref().map(Overlay::turn).transpose()?.flatten();
         let Provisions { ids, owners, group, meter, ours, theirs, network } = provisions;
         let config = if notify_ready { &self.config_ready } else { &self.config };
         crate::init::send(ours.as_fd(), config, &[])
@@ -385,11 +387,7 @@ impl Inner {
         });
         drop(join);
         let (born, refused) = started?;
-        let init = Arc::new(born.pidfd);
-        if let Some(turn) = turn {
-            turn.give_to(&init);
-        }
-        let memory = memory.map(|(ours, _)| crate::sys::receive_fd(ours.as_fd())).transpose();
+        let memory = memory.map(|(ours, _)| crate::sys::receive_fd(ours.as_fd())).transpose()?;
         let enforcement = self.report(group.as_ref().and_then(|group| group.differs.as_ref()), &refused);
         // Off the path of whoever will use it; what cannot be opened now is tried again then.
         let cgroup = group.as_ref().and_then(Group::cgroup).filter(|_| notify_ready);
@@ -397,11 +395,11 @@ impl Inner {
         Ok(Parts {
             handle: Arc::new(Handle::new(ours)),
             init_pid: born.pid.get(),
-            init,
+            init: Arc::new(born.pidfd),
             cgroup: group.and_then(Group::into_cgroup),
             meter,
             lease: ids.lease,
-            memory: memory?,
+            memory,
             enforcement,
             burials: Arc::clone(&self.burials),
         })

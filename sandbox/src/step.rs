@@ -313,6 +313,11 @@ impl Step {
                 let upper_and_work = Some((upper.as_fd(), work.as_fd()));
                 let options = Overlay { upper_and_work, user_xattr: *user_xattr, volatile: false };
                 let root = mount::overlay(&[lower.as_fd()], &options, PLAIN)?;
+                // Where the kernel cannot make its own directory, for want of room say, it mounts read-only instead.
+                let flags = rustix::fs::fstatvfs(&root).map_err(errno)?.f_flag;
+                if flags.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+                    return Err(Errno::from_raw(libc::EROFS));
+                }
                 context.set_root(root);
                 Ok(())
             }
