@@ -428,7 +428,18 @@ fn case_91_a_full_or_read_only_state_directory_leases_nothing() {
         assert!(error.hint().unwrap().contains("is full"), "{error}");
         fs::remove_file(dir.join("fill")).unwrap();
         pool.lease("x").unwrap().release().unwrap();
+        // Registered ranges are on it, too; leases elsewhere go on when it is read-only, without these.
+        let elsewhere = tempfile::tempdir_in("/tmp").unwrap();
+        let config = config(BASE + 4096, 2).registered_in(dir.join("registry"));
+        let others = Pool::open(&elsewhere.path().join("sandbox"), &config).unwrap();
+        let kept = others.lease_for_trees(&["/nonexistent/tree".into()], "x").unwrap();
         assert!(Command::new("mount").args(["-o", "remount,ro"]).arg(dir).status().unwrap().success());
+        let others = Pool::open(&elsewhere.path().join("sandbox"), &config).unwrap();
+        assert_eq!(others.check_registry().unwrap_err().errno(), Some(30));
+        let other = others.lease("y").unwrap();
+        assert_ne!(other.range(), kept.range());
+        kept.release().unwrap();
+        assert!(others.lease("z").unwrap_err().to_string().contains("registered"));
         let error = pool.lease("x").unwrap_err();
         assert_eq!(error.errno(), Some(30), "{error}");
         assert!(error.hint().unwrap().contains("read-only"), "{error}");

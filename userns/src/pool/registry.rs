@@ -151,11 +151,7 @@ impl Registry {
 }
 
 fn read(directory: &Directory, name: &str) -> Result<Option<Registered>, Error> {
-    let fd = match directory.open_file("open", name, false) {
-        Ok(fd) => fd,
-        Err(e) if e.errno() == Some(rustix::io::Errno::NOENT.raw_os_error()) => return Ok(None),
-        Err(e) => return Err(e),
-    };
+    let Some(fd) = directory.open_to_read(name)? else { return Ok(None) };
     let path: &Path = &directory.path().join(name);
     let bytes = state::read_bytes(&fd).map_err(|e| Error::file("read", path, e))?;
     let found = Registered::decode(&bytes).ok_or_else(|| Error::Parse {

@@ -117,6 +117,16 @@ impl Directory {
         openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR).map_err(|e| Error::file(op, self.path.join(name), e))
     }
 
+    /// Opens the file `name` for reading alone, as a read-only file system lets; `None` when there is none.
+    pub(super) fn open_to_read(&self, name: &str) -> Result<Option<OwnedFd>, Error> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+        match openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(Error::file("open", self.path.join(name), e)),
+        }
+    }
+
     /// Makes the file `name`; `None` when there is one already.
     pub(super) fn new_file(&self, name: &str) -> Result<Option<OwnedFd>, Error> {
         match openat(&self.fd, name, FILE | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR) {
