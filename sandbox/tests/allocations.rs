@@ -50,7 +50,7 @@ fn payload() {
 }
 
 /// The least of ten that one call of `status` allocates on the calling thread, after a first that may fill caches: on a
-/// busy machine one start of some dozens allocates hundreds of times more.
+/// busy machine one start of some dozens allocates many times more.
 fn least(command: &mut Command) -> usize {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     assert!(command.status().unwrap().success());
