@@ -3,7 +3,7 @@
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -99,7 +99,9 @@ impl Instance {
     /// [`Error::Cgroup`] when not all had stopped within five seconds; [`Error::Unsupported`] without a cgroup.
     pub fn freeze(&self) -> Result<(), Error> {
         let cgroup = self.running.cgroup("freeze")?;
-        self.running.frozen.store(true, Ordering::Release);
+        let mut frozen = self.running.frozen();
+        // Also when it fails: some may have stopped.
+        *frozen = true;
         Ok(cgroup.freeze(Duration::from_secs(5))?)
     }
 
@@ -274,7 +276,7 @@ pub(crate) struct Running {
     /// Why it was killed, if it was. The first cause stays.
     cause: OnceLock<End>,
     /// It is frozen, by us: init starts nothing so and says nothing, and cgroup v1 lets nobody die.
-    frozen: AtomicBool,
+    frozen: Mutex<bool>,
 }
 
 impl Running {
@@ -292,7 +294,7 @@ impl Running {
             since: Instant::now(),
             serial: AtomicU32::new(1),
             cause: OnceLock::new(),
-            frozen: AtomicBool::new(false),
+            frozen: Mutex::new(false),
         }
     }
 
@@ -370,14 +372,20 @@ impl Running {
     }
 
     pub(crate) fn is_frozen(&self) -> bool {
-        self.frozen.load(Ordering::Acquire)
+        *self.frozen()
+    }
+
+    /// Held while it is being frozen or thawed, so that a deadline that comes meanwhile has the last word.
+    fn frozen(&self) -> MutexGuard<'_, bool> {
+        self.frozen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does nothing to what is not frozen.
     pub(crate) fn thaw(&self) -> Result<(), Error> {
-        if let Some(cgroup) = self.cgroup.as_ref().filter(|_| self.is_frozen()) {
+        let mut frozen = self.frozen();
+        if let Some(cgroup) = self.cgroup.as_ref().filter(|_| *frozen) {
             cgroup.thaw()?;
-            self.frozen.store(false, Ordering::Release);
+            *frozen = false;
         }
         Ok(())
     }

@@ -70,8 +70,8 @@ fn a_run_and_a_start_allocate_as_little_as_is_documented() {
     let start = least(&mut sandbox.command("/bin/true"));
     println!("allocations: run {run}, start and run {start}");
     assert!(run <= RUN_MAX, "{run} allocations of a run");
-    // Others than root run newuidmap and newgidmap.
-    assert!(!common::is_root() || start <= START_MAX, "{start} allocations of a start and a run");
+    // Others than root run newuidmap and newgidmap; where everything takes long, each start looks at the host anew.
+    assert!(!common::is_root() || common::is_guest() || start <= START_MAX, "{start} allocations of a start and a run");
 }
 
 /// Strings and message of the request, the child, its report.
