@@ -138,7 +138,6 @@ impl Burial {
                         self.report("an id lease", error.to_string());
                     }
                 }
-                self.grave.burials.end();
                 return true;
             }
             Err(why) if self.since.elapsed() > PATIENCE && !self.reported => {
@@ -270,8 +269,15 @@ pub(crate) fn bury(grave: Grave) {
     match keeper() {
         Ok(keeper) => keeper.add(Some(burial.next), |work| work.burials.push(burial)),
         Err(_) => {
-            while !burial.dig() && !burial.reported {
+            let mut buried = burial.dig();
+            while !buried && !burial.reported {
                 let _ = burial.grave.init.wait(Some(burial.pause));
+                buried = burial.dig();
+            }
+            let burials = Arc::clone(&burial.grave.burials);
+            drop(burial);
+            if buried {
+                burials.end();
             }
         }
     }
@@ -303,7 +309,7 @@ impl Keeper {
         let _ = self.thread.set(std::thread::current().id());
         let mut work = Work::default();
         loop {
-            work.burials.retain_mut(|burial| burial.next > Instant::now() || !burial.dig());
+            work.dig();
             work.relays.retain_mut(|relay| relay.advance() == relay::Progress::Open);
             work.detached.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
             work.watched.retain(|watch| watch.upgrade().is_some_and(|watch| watch.check()));
@@ -345,6 +351,19 @@ impl Keeper {
 }
 
 impl Work {
+    /// Digs what is due. Whoever waits for a burial hears of it when its descriptors are closed, too.
+    fn dig(&mut self) {
+        let mut buried = Vec::new();
+        self.burials.retain_mut(|burial| {
+            let done = burial.next <= Instant::now() && burial.dig();
+            if done {
+                buried.push(Arc::clone(&burial.grave.burials));
+            }
+            !done
+        });
+        buried.iter().for_each(|burials| burials.end());
+    }
+
     fn next(&self) -> Option<Instant> {
         let burials = self.burials.iter().map(|burial| burial.next);
         let watched = self.watched.iter().filter_map(Weak::upgrade).filter_map(|watch| watch.next_check());

@@ -307,6 +307,7 @@ fn normalised(text: &[u8]) -> Vec<String> {
         "Cpus_allowed",
         "Mems_allowed",
         "SigQ",
+        "State:",
         "x86_Thread",
     ];
     let mut section = "";
@@ -324,8 +325,8 @@ fn normalised(text: &[u8]) -> Vec<String> {
             "mountinfo" if words.len() > 3 => words[3..].iter().filter(|word| !word.contains(':')).cloned().collect(),
             // Inside and count stay; the middle is the host's.
             "uid_map" | "gid_map" if words.len() == 3 => vec![words[0].clone(), words[2].clone()],
-            // Name, state, parent, group, session, terminal, flags; then times and addresses.
-            "stat" | "/proc/1/stat" if words.len() > 8 => words[..8].to_vec(),
+            // Number, name, state, which changes, parent, group, session, terminal, flags; then times and addresses.
+            "stat" | "/proc/1/stat" if words.len() > 8 => [&words[..2], &words[3..8]].concat(),
             "cgroup" | "/proc/1/cgroup" | "autogroup" => {
                 vec![words.concat().chars().filter(|letter| !letter.is_ascii_digit()).collect()]
             }
