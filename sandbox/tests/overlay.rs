@@ -21,6 +21,10 @@ fn payload() {
 /// program's.
 fn build(lower: &Path, upper: Upper, change: impl FnOnce(&mut Builder)) -> Result<Sandbox, Error> {
     common::build(|b| {
+        // One instance at a time uses a directory, so none can wait with it.
+        if matches!(upper, Upper::Dir(_)) {
+            b.prepared(0);
+        }
         b.overlay(lower, upper);
         for directory in ["/usr", "/bin", "/lib", "/lib64"] {
             if fs::exists(directory).unwrap() {
