@@ -247,7 +247,7 @@ impl Parts {
             cgroup: self.cgroup,
             lease: self.lease,
             burials: self.burials,
-            _things: (self.handle, self.meter),
+            _descriptors: (self.handle, self.meter),
         }
     }
 }
@@ -435,7 +435,7 @@ impl Drop for Running {
             cgroup: self.cgroup.take(),
             lease: self.lease.take(),
             burials: Arc::clone(&self.sandbox.inner.burials),
-            _things: (Arc::clone(&self.handle), gauge.meter.take()),
+            _descriptors: (Arc::clone(&self.handle), gauge.meter.take()),
         });
     }
 }

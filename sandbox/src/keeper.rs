@@ -99,7 +99,7 @@ pub(crate) struct Grave {
     pub(crate) burials: Arc<Burials>,
     /// Descriptors that are closed with it and no earlier: at the end of the socket init would end at once, on the CPU of
     /// the caller, who waits for its outcome.
-    pub(crate) _things: (Arc<Handle>, Option<Meter>),
+    pub(crate) _descriptors: (Arc<Handle>, Option<Meter>),
 }
 
 /// A grave that is being dug.

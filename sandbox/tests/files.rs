@@ -209,7 +209,7 @@ fn a_set_user_id_file_of_root_is_left_only_where_nobody_else_comes() {
     let scratch = Scratch::new("vault");
     let (open, vault) = (scratch.dir("open", 0o755), scratch.dir("vault", 0o700));
     let (inner, root) = (scratch.dir("vault/inner", 0o755), scratch.dir("vault/root", 0o755));
-    let leave = "cp /payload /work/suid && chmod 4755 /work/suid && stat -c %u /work/suid";
+    let leave = "cp /payload /data/suid && chmod 4755 /data/suid && stat -c %u /data/suid";
     let run_by_nobody = |program: &std::path::Path| {
         use std::os::unix::process::CommandExt;
         let mut command = std::process::Command::new(program);
@@ -218,7 +218,7 @@ fn a_set_user_id_file_of_root_is_left_only_where_nobody_else_comes() {
     };
 
     // Below a directory that nobody else enters. On kernels that cannot map it is an error.
-    let sandbox = common::sandbox(|b| _ = b.bind_owned(&inner, "/work"));
+    let sandbox = common::sandbox(|b| _ = b.bind_owned(&inner, "/data"));
     let started = sandbox.command("/bin/sh").args(["-c", leave]).output();
     let output = match started {
         Ok(output) => output,
@@ -240,7 +240,7 @@ fn a_set_user_id_file_of_root_is_left_only_where_nobody_else_comes() {
 
     // So it is refused elsewhere. The program owns what it is shown, and could open that to all: it does not count.
     for place in [&open, &vault] {
-        let error = common::build(|b| _ = b.bind_owned(place, "/work")).unwrap_err();
+        let error = common::build(|b| _ = b.bind_owned(place, "/data")).unwrap_err();
         assert!(error.kind() == sandbox::ErrorKind::Invalid && error.to_string().contains("set-user-ID"), "{error}");
     }
 

@@ -116,11 +116,11 @@ fn nobody_inherits_the_files_of_another() {
         common::sandbox(|b| {
             // Three ranges are counted out, and those that wait in a pool have some.
             b.state_dir(&state).subordinate_ids(config.clone()).prepared(0);
-            tree.map(|tree| b.bind(tree, "/work"));
+            tree.map(|tree| b.bind(tree, "/data"));
         })
     };
     let ids = |sandbox: &Sandbox| host_ids(sleeper(sandbox).id().unwrap()).0.pop_first().unwrap();
-    let make = "umask 077; echo mine >> /work/file && wc -l < /work/file";
+    let make = "umask 077; echo mine >> /data/file && wc -l < /data/file";
     let owner = |tree: &std::path::PathBuf| tree.join("file").metadata().unwrap().uid();
 
     // One after another over the same tree: the same ids, and what the first made is the second's.
