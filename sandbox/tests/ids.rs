@@ -164,7 +164,8 @@ fn ids_that_cannot_be_kept_are_an_error_or_a_warning() {
     let open = scratch.dir("open", 0o777);
     let config = own_pool(&scratch, 3_400_000_000, 2).registered_in("/proc/nowhere");
     let change = |b: &mut sandbox::Builder| {
-        _ = b.state_dir(scratch.dir("state", 0o700)).subordinate_ids(config.clone()).bind(&open, "/open");
+        // Instances in waiting would hold both of its ranges.
+        b.prepared(0).state_dir(scratch.dir("state", 0o700)).subordinate_ids(config.clone()).bind(&open, "/open");
     };
     let error = common::build(change).unwrap_err();
     assert!(error.to_string().contains("/proc/nowhere"), "{error}");
