@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ns::{Namespaces, PidFd};
+use ns::PidFd;
 use rustix::fs::{AtFlags, FlockOperation, MemfdFlags, Mode as Bits, OFlags, XattrFlags};
 use rustix::io::Errno;
 
@@ -18,7 +18,7 @@ use crate::host::Privilege;
 use crate::identity::{Identity, Ids};
 use crate::plan::Plan;
 use crate::rootfs;
-use crate::spawn::{self, Start};
+use crate::spawn;
 use crate::step::{Context, Step, UPPER, WORK};
 use crate::{Enforcement, Error, Feature};
 
@@ -178,11 +178,7 @@ impl Overlay {
         context.upper_ids = upper_ids.as_ref().map(AsFd::as_fd);
         context.upper_owner = self.upper_owner(identity, ids);
         let within = (self.privilege == Privilege::User).then(|| ids.namespace.as_fd());
-        let namespaces = Namespaces::MOUNT;
-        let (born, _) =
-            spawn::start(Start { namespaces, steps: &steps, binds: &[], context, into_cgroup: None, within })?;
-        born.pidfd.wait(None)?;
-        born.pidfd.reap()?;
+        spawn::in_mount_namespace(&steps, context, within)?;
         if self.layer.is_some() {
             return Ok(None);
         }

@@ -239,13 +239,11 @@ impl Sandbox {
             }))),
         };
         let inner = &sandbox.inner;
-        let refill = match &inner.pool {
-            Some(pool) => Refill::Pool(pool.bell()),
-            None => Refill::Ahead(Wish::new(Arc::downgrade(&inner.0))),
-        };
-        let _ = inner.burials.refill.set(refill);
         if let Some(pool) = &inner.pool {
+            let _ = inner.burials.refill.set(Refill::Pool(pool.bell()));
             pool.fill(&inner.0)?;
+        } else if inner.ahead.is_some() {
+            let _ = inner.burials.refill.set(Refill::Ahead(Wish::new(Arc::downgrade(&inner.0))));
         }
         Ok(sandbox)
     }
@@ -431,6 +429,15 @@ fn note_mechanisms(plan: &mut Plan, identity: &Identity, map_root: bool) {
         (None, Some(_), false) => "the given directory",
         (None, Some(_), true) => "the given directory, idmapped",
     };
+    let capabilities = if plan.capabilities.is_empty() {
+        "all sets and the bounding set are empty"
+    } else {
+        "all sets and the bounding set hold what was named"
+    };
+    let seccomp = match plan.seccomp {
+        Seccomp::Usual => "a deny-list, installed once by init",
+        Seccomp::Strict => "the strict deny-list, installed once by init",
+    };
     for (feature, by) in [
         (Feature::UserNamespace, identity.describe()),
         (Feature::PidNamespace, "clone3(2), init is PID 1"),
@@ -441,20 +448,8 @@ fn note_mechanisms(plan: &mut Plan, identity: &Identity, map_root: bool) {
         (Feature::CgroupNamespace, "unshare(2)"),
         (Feature::Rootfs, rootfs),
         (Feature::NoNewPrivs, "prctl(2), set once by init"),
-        (
-            Feature::Capabilities,
-            match plan.capabilities.is_empty() {
-                true => "all sets and the bounding set are empty",
-                false => "all sets and the bounding set hold what was named",
-            },
-        ),
-        (
-            Feature::Seccomp,
-            match plan.seccomp {
-                Seccomp::Usual => "a deny-list, installed once by init",
-                Seccomp::Strict => "the strict deny-list, installed once by init",
-            },
-        ),
+        (Feature::Capabilities, capabilities),
+        (Feature::Seccomp, seccomp),
         (Feature::SessionKeyring, "keyctl(2)"),
         (Feature::WallTimeMax, "CLOCK_MONOTONIC and pidfd_send_signal(2)"),
         (Feature::OutputMax, "a pipe in between"),

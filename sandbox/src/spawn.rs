@@ -264,9 +264,18 @@ pub(crate) fn mount_namespace(steps: &[Step], binds: &[Bind]) -> Result<OwnedFd,
     let (ours, theirs) = channel()?;
     let mut context = Context::new(binds);
     context.channel = Some(theirs.as_fd());
-    let (born, _) =
-        start(Start { namespaces: Namespaces::MOUNT, steps, binds, context, into_cgroup: None, within: None })?;
-    born.pidfd.wait(None)?;
-    born.pidfd.reap()?;
+    in_mount_namespace(steps, context, None)?;
     crate::sys::receive_fd(ours.as_fd())
+}
+
+/// Runs steps in a child with a mount namespace, with which they go unless something of it is handed over.
+pub(crate) fn in_mount_namespace(
+    steps: &[Step],
+    context: Context<'_>,
+    within: Option<BorrowedFd<'_>>,
+) -> Result<(), Error> {
+    let binds = context.binds;
+    let (born, _) = start(Start { namespaces: Namespaces::MOUNT, steps, binds, context, into_cgroup: None, within })?;
+    born.pidfd.wait(None)?;
+    Ok(born.pidfd.reap().map(drop)?)
 }

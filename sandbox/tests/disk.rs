@@ -4,15 +4,15 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use common::acts::{self, Act};
-use common::{Scratch, is_root, said, text};
+use common::{Scratch, build_overlay, is_root, said, text};
 use sandbox::quota::{Allocator, Check, Directory, Filesystem, Kind, Limits, Usage};
-use sandbox::{Builder, Error, ErrorKind, Feature, LimitKind, Outcome, Output, Sandbox, Upper};
+use sandbox::{Builder, ErrorKind, Feature, LimitKind, Outcome, Output, Sandbox, Upper};
 
 const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 4 * MIB;
@@ -40,25 +40,9 @@ fn own(words: &[&str]) {
     }
 }
 
-/// An overlay of `lower` with the host's programs bound into it.
-fn overlay(lower: &Path, upper: Upper, change: impl FnOnce(&mut Builder)) -> Result<Sandbox, Error> {
-    common::build(|b| {
-        b.overlay(lower, upper);
-        for directory in ["/usr", "/bin", "/lib", "/lib64"] {
-            if fs::exists(directory).unwrap() {
-                b.bind_read_only(directory, directory);
-            }
-        }
-        if !is_root() {
-            b.off(Feature::IdLease);
-        }
-        change(b);
-    })
-}
-
 macro_rules! overlay_or_skip {
     ($name:literal, $lower:expr, $upper:expr, $change:expr) => {
-        match overlay($lower, $upper, $change) {
+        match build_overlay($lower, $upper, $change) {
             Err(error) if error.kind() == ErrorKind::Unsupported && error.step() == Some("overlay") => {
                 return common::skip($name, "overlay for this caller", &error.to_string());
             }
@@ -126,7 +110,7 @@ impl Disk {
 
     /// An overlay of the image with a layer here.
     fn overlay(&self, change: impl FnOnce(&mut Builder)) -> Sandbox {
-        overlay(&self.image(), Upper::Dir(self.layer()), |b| {
+        build_overlay(&self.image(), Upper::Dir(self.layer()), |b| {
             b.state_dir(self.state());
             change(b);
         })

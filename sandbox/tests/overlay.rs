@@ -8,39 +8,18 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use common::{Scratch, is_root, sh, text};
+use common::{Scratch, build_overlay, is_root, sh, text};
 use rustix::fs::XattrFlags;
-use sandbox::{Builder, Error, ErrorKind, Feature, Sandbox, Upper};
+use sandbox::{Error, ErrorKind, Feature, Sandbox, Upper};
 
 #[test]
 fn payload() {
     common::acts::run(&[]);
 }
 
-/// An overlay with the host's programs bound into it. Others than root have their own id alone, so that their files are the
-/// program's.
-fn build(lower: &Path, upper: Upper, change: impl FnOnce(&mut Builder)) -> Result<Sandbox, Error> {
-    common::build(|b| {
-        // One instance at a time uses a directory, so none can wait with it.
-        if matches!(upper, Upper::Dir(_)) {
-            b.prepared(0);
-        }
-        b.overlay(lower, upper);
-        for directory in ["/usr", "/bin", "/lib", "/lib64"] {
-            if fs::exists(directory).unwrap() {
-                b.bind_read_only(directory, directory);
-            }
-        }
-        if !is_root() {
-            b.off(Feature::IdLease);
-        }
-        change(b);
-    })
-}
-
 /// The sandbox, unless this kernel mounts no overlay for this caller, or does not map the owners of files.
 fn with_owners(name: &str, lower: &Path, upper: Upper) -> Option<Sandbox> {
-    let sandbox = match build(lower, upper, |_| {}) {
+    let sandbox = match build_overlay(lower, upper, |_| {}) {
         Err(error @ Error::Unsupported { .. }) => {
             common::skip(name, "overlay for this caller", &error.to_string());
             return None;
@@ -129,7 +108,7 @@ fn changes_go_to_the_upper_directory_and_stay() {
     let own = rustix::process::geteuid().as_raw();
     assert_eq!(file.metadata().unwrap().uid(), own, "owner n inside is owner n on disk, or the caller's own");
     assert_eq!(fs::read_to_string(lower.join("word")).unwrap(), "old\n");
-    let sandbox = build(&lower, upper, |_| {}).unwrap();
+    let sandbox = build_overlay(&lower, upper, |_| {}).unwrap();
     assert_eq!(text(&sh(&sandbox, "cat /word /made/file; ls /tree | wc -l")), "new\nx\nmore\n0", "seen again");
 }
 
@@ -145,7 +124,7 @@ fn what_cannot_be_mapped_is_said() {
     assert_eq!(entry.why_not.is_some(), sandbox.plan().warnings().iter().any(|why| why.starts_with("overlay: ")));
     assert_eq!(entry.why_not.is_some(), entry.fix.is_some());
     // The root directory is the program's own in any case.
-    let sandbox = build(&lower, Upper::Tmpfs, |b| _ = b.prefer(Feature::IdLease)).unwrap();
+    let sandbox = build_overlay(&lower, Upper::Tmpfs, |b| _ = b.prefer(Feature::IdLease)).unwrap();
     assert_eq!(text(&sh(&sandbox, "mkdir /mine && echo x > /mine/file && cat /word /mine/file")), "old\nx");
 }
 
@@ -155,7 +134,7 @@ fn the_upper_directory_is_one_users_at_a_time() {
     let lower = image(&scratch);
     let (_, upper) = on_disk(&scratch);
     let sandbox = with_owners!("the_upper_directory_is_one_users_at_a_time", &lower, upper.clone());
-    let error = build(&lower, upper.clone(), |_| {}).unwrap_err();
+    let error = build_overlay(&lower, upper.clone(), |_| {}).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(error.to_string().contains("used by another sandbox"), "{error}");
     // A program that has ended holds nothing, even if somebody holds on to it.
@@ -172,14 +151,14 @@ fn the_upper_directory_is_one_users_at_a_time() {
     drop(instance);
     drop(sandbox.start().unwrap());
     drop(sandbox);
-    build(&lower, upper, |_| {}).unwrap();
+    build_overlay(&lower, upper, |_| {}).unwrap();
 }
 
 #[test]
 fn unfit_directories_are_refused_in_words() {
     let scratch = scratch("unfit");
     let lower = image(&scratch);
-    let refused = |lower: &Path, upper: &Path| build(lower, Upper::Dir(upper.to_owned()), |_| {}).unwrap_err();
+    let refused = |lower: &Path, upper: &Path| build_overlay(lower, Upper::Dir(upper.to_owned()), |_| {}).unwrap_err();
     for upper in [lower.join("above"), lower.clone(), scratch.0.clone()] {
         let error = refused(&lower, &upper);
         assert!(error.to_string().contains("one lies in the other"), "{error}");
@@ -216,10 +195,10 @@ fn a_file_system_without_attributes_is_refused_and_preferred_it_is_read_only() {
         rustix::mount::mount_change("/", private).unwrap();
         rustix::mount::mount("ramfs", &place, "ramfs", rustix::mount::MountFlags::empty(), None).unwrap();
         let upper = Upper::Dir(place.join("layer"));
-        let error = build(&lower, upper.clone(), |_| {}).unwrap_err();
+        let error = build_overlay(&lower, upper.clone(), |_| {}).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains("no extended attributes"), "{error}");
-        let sandbox = build(&lower, upper, |b| {
+        let sandbox = build_overlay(&lower, upper, |b| {
             b.prefer(Feature::Overlay);
             for place in ["/proc", "/dev", "/payload", "/usr", "/bin", "/lib", "/lib64"] {
                 let _ = fs::create_dir(lower.join(place.trim_start_matches('/')));
@@ -304,7 +283,7 @@ fn mount_points_inside_an_overlay_are_made() {
     let scratch = scratch("points");
     let (lower, word) = (image(&scratch), scratch.file("word", "bound\n", 0o644));
     let _ = with_owners!("mount_points_inside_an_overlay_are_made", &lower, Upper::Tmpfs);
-    let sandbox = build(&lower, Upper::Tmpfs, |b| {
+    let sandbox = build_overlay(&lower, Upper::Tmpfs, |b| {
         b.bind_read_only(&word, "/deep/er/word").tmpfs("/tree", Some(1 << 20));
     })
     .unwrap();

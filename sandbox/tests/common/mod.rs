@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use sandbox::{Builder, Child, Error, Feature, Output, Sandbox, Stdio};
+use sandbox::{Builder, Child, Error, Feature, Output, Sandbox, Stdio, Upper};
 
 /// Returns from the test with a line on stderr when a need is not met; fails when `SANDBOX_TEST_REQUIRE_ALL=1`.
 #[macro_export]
@@ -90,6 +90,27 @@ pub fn build(change: impl FnOnce(&mut Builder)) -> Result<Sandbox, Error> {
 
 pub fn sandbox(change: impl FnOnce(&mut Builder)) -> Sandbox {
     build(change).unwrap()
+}
+
+/// An overlay with the host's programs bound into it. Others than root have their own id alone, so that their files are the
+/// program's.
+pub fn build_overlay(lower: &Path, upper: Upper, change: impl FnOnce(&mut Builder)) -> Result<Sandbox, Error> {
+    build(|b| {
+        // One instance at a time uses a directory, so none can wait with it.
+        if matches!(upper, Upper::Dir(_)) {
+            b.prepared(0);
+        }
+        b.overlay(lower, upper);
+        for directory in ["/usr", "/bin", "/lib", "/lib64"] {
+            if fs::exists(directory).unwrap() {
+                b.bind_read_only(directory, directory);
+            }
+        }
+        if !is_root() {
+            b.off(Feature::IdLease);
+        }
+        change(b);
+    })
 }
 
 /// A shell script in a fresh instance.
