@@ -50,11 +50,6 @@ fn need(met: bool, needs: &str, found: impl FnOnce() -> String) -> Need {
     if met { Ok(()) } else { Err((needs.to_owned(), found())) }
 }
 
-/// Whether this is a guest, up to a hundred times slower than a host: few turns must do there.
-pub(crate) fn guest() -> bool {
-    env::var_os("SANDBOX_GUEST").is_some()
-}
-
 pub(crate) fn root() -> Need {
     let uid = geteuid();
     let admin = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));

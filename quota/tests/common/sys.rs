@@ -19,6 +19,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::process::{Child, Command};
 
 pub(crate) const PRJQUOTA: u32 = 2;
 pub(crate) const PROJINHERIT: u32 = 0x200;
@@ -144,4 +145,73 @@ pub(crate) fn private_mounts() -> io::Result<()> {
 
 pub(crate) fn open_to_all(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+}
+
+/// Lets the thread that started this process stop this one at its system calls. Stops at once.
+pub(crate) fn let_parent_trace() -> io::Result<()> {
+    let none = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: the request uses no pointer.
+    result(unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, none, none) })?;
+    // SAFETY: no pointers; the signal goes to the calling thread, whose tracer it wakes.
+    result(unsafe { libc::raise(libc::SIGSTOP) }.into())
+}
+
+/// A child with a thread that called [`let_parent_trace`]. It dies with this value. To be used in the thread that made it,
+/// which has no other children.
+#[derive(Debug)]
+pub(crate) struct Traced {
+    child: Child,
+    thread: libc::pid_t,
+}
+
+impl Traced {
+    /// Starts it and waits for the thread.
+    pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
+        let mut traced = Self { child: command.spawn()?, thread: 0 };
+        let (thread, status) = wait_any()?;
+        if !libc::WIFSTOPPED(status) {
+            return Err(io::Error::other(format!("it ended: {status:#x}")));
+        }
+        traced.thread = thread;
+        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
+        let (none, options) = (std::ptr::null_mut::<libc::c_void>(), options as *mut libc::c_void);
+        // SAFETY: a stopped thread of ours; the request takes a number for a pointer.
+        result(unsafe { libc::ptrace(libc::PTRACE_SETOPTIONS, thread, none, options) })?;
+        Ok(traced)
+    }
+
+    /// Lets it run until it is about to make its `number`th system call, from 1, or until it is over: `true`.
+    pub(crate) fn run_to_call(&self, number: u64) -> io::Result<bool> {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // It stops before each call and after it.
+        for _ in 0..2 * number - 1 {
+            // SAFETY: a stopped thread of ours; without pointers and without a signal.
+            result(unsafe { libc::ptrace(libc::PTRACE_SYSCALL, self.thread, none, none) })?;
+            let (_, status) = wait_any()?;
+            if !libc::WIFSTOPPED(status) {
+                return Ok(true);
+            }
+            assert_eq!(libc::WSTOPSIG(status), libc::SIGTRAP | 0x80, "a signal");
+        }
+        Ok(false)
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        // The traced thread first: until it is waited for, the process does not end.
+        while wait_any().is_ok() {}
+        let _ = self.child.wait();
+    }
+}
+
+/// Children of this thread alone, and their threads that it traces.
+fn wait_any() -> io::Result<(libc::pid_t, libc::c_int)> {
+    let mut status = 0;
+    // SAFETY: `status` is an integer of ours.
+    match unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD) } {
+        -1 => Err(io::Error::last_os_error()),
+        thread => Ok((thread, status)),
+    }
 }
