@@ -336,6 +336,12 @@ impl Cgroup {
     /// [`Error::StillPopulated`] when processes outlive `timeout`: the same call can be made again later. Nothing else is
     /// lost by it.
     pub fn remove(&self, timeout: Duration) -> Result<()> {
+        self.remove_parts(timeout)?;
+        self.forget_files();
+        Ok(())
+    }
+
+    fn remove_parts(&self, timeout: Duration) -> Result<()> {
         let deadline = Deadline::after(timeout);
         // A group that was never used, or whose processes have ended, goes at once.
         let busy = self.parts.iter().filter(|part| part.remove_now().is_err()).count();

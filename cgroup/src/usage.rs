@@ -159,12 +159,12 @@ impl Source {
         }
     }
 
-    /// v1's other names for the same numbers.
-    const fn file_v1(self) -> &'static str {
-        match self {
-            Self::MemoryCurrent => "memory.usage_in_bytes",
-            Self::MemoryPeak => "memory.max_usage_in_bytes",
-            other => other.file(),
+    /// v1 has other names for some.
+    const fn file_in(self, version: Version) -> &'static str {
+        match (self, version) {
+            (Self::MemoryCurrent, Version::V1) => "memory.usage_in_bytes",
+            (Self::MemoryPeak, Version::V1) => "memory.max_usage_in_bytes",
+            (other, _) => other.file(),
         }
     }
 }
@@ -201,39 +201,56 @@ impl Cgroup {
 
     fn meter_of(&self, wanted: impl Fn(Source) -> bool) -> Result<Meter> {
         let mut files = Vec::with_capacity(12);
-        let mut open = |part: Option<&Part>, sources: &[Source]| -> Result<()> {
-            let Some(part) = part else { return Ok(()) };
+        for (part, sources) in self.sources() {
             for &source in sources.iter().filter(|source| wanted(**source)) {
-                let file = if part.version == Version::V1 { source.file_v1() } else { source.file() };
-                match part.dir.open_file(file, OFlags::RDONLY) {
+                match part.dir.open_file(source.file_in(part.version), OFlags::RDONLY) {
                     Ok(fd) => files.push((source, fd)),
                     Err(error) if error.is(Errno::NOENT) || error.is(Errno::OPNOTSUPP) => {}
                     Err(error) => return Err(error),
                 }
             }
-            Ok(())
-        };
-        let part_of = |controller, version| self.part(controller).filter(|part| part.version == version);
-        open(self.part(Controller::Memory), &[Source::MemoryCurrent, Source::MemoryPeak])?;
-        open(part_of(Controller::Memory, Version::V2), &[Source::SwapCurrent, Source::SwapPeak, Source::MemoryEvents])?;
-        open(
-            part_of(Controller::Memory, Version::V1),
-            &[Source::SumCurrent, Source::OomControl, Source::FailCount, Source::SumFailCount],
-        )?;
-        open(self.part(Controller::Pids), &[Source::PidsCurrent, Source::PidsPeak, Source::PidsEvents])?;
-        open(self.v2(), &[Source::CpuStat])?;
-        open(part_of(Controller::Cpu, Version::V1), &[Source::CpuStatV1])?;
-        if self.v2().is_none() {
-            open(self.part(Controller::Cpuacct), &[Source::CpuacctUsage, Source::CpuacctStat])?;
         }
-        open(part_of(Controller::Io, Version::V2), &[Source::IoStat])?;
-        open(part_of(Controller::Io, Version::V1), &[Source::IoBytesV1, Source::IoOpsV1])?;
         Ok(Meter {
             files,
             buffer: Vec::with_capacity(4096),
             path: self.path().to_owned(),
             ticks: rustix::param::clock_ticks_per_second().max(1),
         })
+    }
+
+    /// What counts, and where.
+    fn sources(&self) -> impl Iterator<Item = (&Part, &'static [Source])> {
+        let part_of = |controller, version| self.part(controller).filter(|part| part.version == version);
+        let table: [(Option<&Part>, &[Source]); 9] = [
+            (self.part(Controller::Memory), &[Source::MemoryCurrent, Source::MemoryPeak]),
+            (part_of(Controller::Memory, Version::V2), &[Source::SwapCurrent, Source::SwapPeak, Source::MemoryEvents]),
+            (
+                part_of(Controller::Memory, Version::V1),
+                &[Source::SumCurrent, Source::OomControl, Source::FailCount, Source::SumFailCount],
+            ),
+            (self.part(Controller::Pids), &[Source::PidsCurrent, Source::PidsPeak, Source::PidsEvents]),
+            (self.v2(), &[Source::CpuStat]),
+            (part_of(Controller::Cpu, Version::V1), &[Source::CpuStatV1]),
+            (
+                self.part(Controller::Cpuacct).filter(|_| self.v2().is_none()),
+                &[Source::CpuacctUsage, Source::CpuacctStat],
+            ),
+            (part_of(Controller::Io, Version::V2), &[Source::IoStat]),
+            (part_of(Controller::Io, Version::V1), &[Source::IoBytesV1, Source::IoOpsV1]),
+        ];
+        table.into_iter().filter_map(|(part, sources)| Some((part?, sources)))
+    }
+
+    /// Has the kernel forget the files of a group that has been removed.
+    ///
+    /// One that was open meanwhile, here or in a child that has copies of our descriptors, stays in the kernel's caches with
+    /// its directory, until somebody looks for it and finds that it is gone.
+    pub(crate) fn forget_files(&self) {
+        for part in self.parts() {
+            let counted = self.sources().filter(|(other, _)| std::ptr::eq(*other, part));
+            let counted = counted.flat_map(|(part, sources)| sources.iter().map(|source| source.file_in(part.version)));
+            counted.chain(["tasks"]).for_each(|file| _ = part.dir.has(file));
+        }
     }
 
     /// [`meter`](Self::meter) and one reading. For more than one keep the meter.

@@ -114,3 +114,28 @@ fn an_unused_group_is_removed_at_once_even_without_time() {
     group.unwrap().remove(Duration::ZERO).unwrap();
     let _ = name("");
 }
+
+#[test]
+fn removed_groups_are_forgotten_though_their_files_were_open() {
+    let groups = 30;
+    // Names of files that the kernel keeps in memory, of the whole machine.
+    let cached = || -> i64 {
+        let text = std::fs::read_to_string("/proc/sys/fs/dentry-state").unwrap();
+        text.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let probe = group("cached", USUAL);
+    require!(probe.is_ok(), "memory, pids and cpu", probe.err().unwrap());
+    let layout = Layout::detect().unwrap();
+    // Others work on this machine, too: the least of some tries.
+    let grown = (0..10).map(|_| {
+        let before = cached();
+        for _ in 0..groups {
+            let group = layout.create(&name("cached"), &Needs::new(USUAL)).unwrap();
+            let _open = group.meter().unwrap();
+            group.remove(SOON).unwrap();
+        }
+        cached() - before
+    });
+    let least = grown.min().unwrap();
+    assert!(least < groups, "{least} more names after {groups} groups");
+}
