@@ -44,6 +44,15 @@ struct Control {
     fds: [i32; FDS_MAX + 1],
 }
 
+/// Has the memory of the stacks there before the first request, which then meets no page fault in it.
+pub(crate) fn touch_stacks() {
+    let top = STACK.get() as usize + size_of::<Stack>() - size_of::<usize>();
+    // SAFETY: the last word of a static that nobody uses yet.
+    unsafe { (top as *mut usize).write_volatile(0) };
+    // `serve` and what it calls need less.
+    core::hint::black_box([0u8; 3 << 10]);
+}
+
 /// What the child is told, and where it says what failed. It shares our memory and we sleep until it is gone.
 struct Start<'a> {
     request: &'a Request,
@@ -197,10 +206,10 @@ fn prepare(start: &Start) -> Result<(), (u32, i32, u32)> {
         // SAFETY: soft and hard are the two words of a struct rlimit64.
         check(unsafe { syscall(nr::PRLIMIT64, args) }).map_err(|errno| (step::SET_LIMIT, errno, limit.resource))?;
     }
-    // SAFETY: numbers only; neither can fail for a fresh child that leads no group.
+    // SAFETY: numbers only; neither can fail for a fresh child in the session of its parent.
     unsafe { syscall(nr::UMASK, [request.umask as usize, 0, 0, 0, 0, 0]) };
-    // SAFETY: as above.
-    unsafe { syscall(nr::SETSID, [0; 6]) };
+    // SAFETY: as above. The process group is its own, so that a signal to it reaches no other program.
+    unsafe { syscall(nr::SETPGID, [0; 6]) };
     take_ids(start)?;
     if start.drop_capabilities {
         set_capabilities(request.capabilities, request.capabilities)

@@ -6,15 +6,17 @@ use crate::protocol::{EXITED, PROGRAMS_MAX, Reply, SOCKET_FD};
 const WNOHANG: usize = 1;
 const WALL: usize = 0x4000_0000;
 const ECHILD: isize = -10;
-const RUSAGE_CHILDREN: usize = usize::MAX; // -1
 const MSG_NOSIGNAL: usize = 0x4000;
 /// Ended programs that are reported together, so that the last one can say whether anything is left.
 const BATCH: usize = 16;
 
 /// The programs that run: their process ids inside, and the requests that started them.
+#[repr(C)]
 pub(crate) struct Programs {
-    running: [Program; PROGRAMS_MAX],
     count: usize,
+    /// Microseconds of CPU of all that has been reaped.
+    all: (u64, u64),
+    running: [Program; PROGRAMS_MAX],
 }
 
 #[derive(Clone, Copy)]
@@ -33,7 +35,7 @@ struct Rusage {
 
 impl Programs {
     pub(crate) const fn new() -> Self {
-        Self { running: [Program { pid: 0, serial: 0 }; PROGRAMS_MAX], count: 0 }
+        Self { count: 0, all: (0, 0), running: [Program { pid: 0, serial: 0 }; PROGRAMS_MAX] }
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -76,25 +78,25 @@ impl Programs {
             if pid <= 0 {
                 break pid == ECHILD;
             }
+            let (user, system) = usage.microseconds();
+            self.all = (self.all.0 + user, self.all.1 + system);
             let Some(serial) = self.take(pid as i32) else { continue };
             if count == BATCH {
-                ended.iter().for_each(|reply| answer(reply, None));
+                self.report(&ended, false);
                 count = 0;
             }
-            let (user, system) = usage.microseconds();
             ended[count] = Reply { kind: EXITED, serial, status, user, system, ..Reply::default() };
             count += 1;
         };
-        if count == 0 {
-            return;
-        }
-        let mut all = Rusage { times: [0; 4], rest: [0; 14] };
-        // SAFETY: `all` is a whole struct rusage.
-        unsafe { syscall(nr::GETRUSAGE, [RUSAGE_CHILDREN, &raw mut all as usize, 0, 0, 0, 0]) };
-        let (all_user, all_system) = all.microseconds();
-        for (index, reply) in ended.iter_mut().take(count).enumerate() {
-            *reply = Reply { alone: u32::from(alone && index + 1 == count), all_user, all_system, ..*reply };
-            answer(reply, None);
+        self.report(ended.get(..count).unwrap_or_default(), alone);
+    }
+
+    /// `alone`: after the last of them nothing is left.
+    fn report(&self, ended: &[Reply], alone: bool) {
+        let (all_user, all_system) = self.all;
+        for (index, reply) in ended.iter().enumerate() {
+            let alone = u32::from(alone && index + 1 == ended.len());
+            answer(&Reply { alone, all_user, all_system, ..*reply }, None);
         }
     }
 }

@@ -22,8 +22,9 @@ use crate::relay::Relay;
 use crate::{Error, relay};
 
 /// The ended are left alone for so long. What takes them down would compete with the next start for the kernel's locks and
-/// a CPU; and who starts one after another rings the bell once for all of them.
-const REST: Duration = Duration::from_millis(2);
+/// a CPU; and who starts one after another rings the bell once for all of them. Longer than a tick (CONFIG_HZ from 250), so that
+/// the caller need not program the CPU's timer anew.
+const REST: Duration = Duration::from_millis(8);
 /// How long a burial is retried before it is reported; it goes on after that.
 const PATIENCE: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_millis(1);

@@ -18,8 +18,8 @@ pub(crate) mod nr {
     pub(crate) const FCNTL: usize = 72;
     pub(crate) const CHDIR: usize = 80;
     pub(crate) const UMASK: usize = 95;
-    pub(crate) const GETRUSAGE: usize = 98;
     pub(crate) const GETUID: usize = 102;
+    pub(crate) const SETPGID: usize = 109;
     pub(crate) const SETSID: usize = 112;
     pub(crate) const SETGROUPS: usize = 116;
     pub(crate) const SETRESUID: usize = 117;

@@ -39,6 +39,8 @@ struct Inbox {
     abandoned: Vec<u32>,
     /// Some thread is reading the socket.
     reading: bool,
+    /// Threads that sleep until it has read something.
+    sleeping: usize,
     /// Init is gone.
     ended: bool,
 }
@@ -104,10 +106,12 @@ impl Handle {
             }
             if inbox.reading {
                 let Some(left) = left(deadline) else { return Ok(Waited::TimedOut) };
+                inbox.sleeping += 1;
                 inbox = match left {
                     None => self.arrived.wait(inbox).unwrap_or_else(PoisonError::into_inner),
                     Some(left) => self.arrived.wait_timeout(inbox, left).unwrap_or_else(PoisonError::into_inner).0,
                 };
+                inbox.sleeping -= 1;
                 continue;
             }
             inbox.reading = true;
@@ -115,19 +119,15 @@ impl Handle {
             let received = receive_until(self.socket.as_fd(), deadline);
             inbox = self.lock();
             inbox.reading = false;
-            match received {
-                Ok(Received::Answer(answer)) => inbox.take_in(answer),
-                Ok(Received::End) => inbox.ended = true,
-                Ok(Received::TimedOut) => {
-                    self.arrived.notify_all();
-                    return Ok(Waited::TimedOut);
-                }
-                Err(error) => {
-                    self.arrived.notify_all();
-                    return Err(error);
-                }
+            if inbox.sleeping > 0 {
+                // They look once we have let go of the inbox, and one of them reads on.
+                self.arrived.notify_all();
             }
-            self.arrived.notify_all();
+            match received? {
+                Received::Answer(answer) => inbox.take_in(answer),
+                Received::End => inbox.ended = true,
+                Received::TimedOut => return Ok(Waited::TimedOut),
+            }
         }
     }
 
