@@ -216,9 +216,11 @@ fn prepare(start: &Start) -> Result<(), (u32, i32, u32)> {
             .and_then(|()| raise_ambient(request.capabilities))
             .map_err(|errno| (step::SET_CAPABILITIES, errno, 0))?;
     }
-    // SAFETY: a NUL-terminated string of the request.
-    check(unsafe { syscall(nr::CHDIR, [request.directory as usize, 0, 0, 0, 0, 0]) })
-        .map_err(|errno| (step::DIRECTORY, errno, 0))?;
+    if request.directory != 0 {
+        // SAFETY: a NUL-terminated string of the request.
+        check(unsafe { syscall(nr::CHDIR, [request.directory as usize, 0, 0, 0, 0, 0]) })
+            .map_err(|errno| (step::DIRECTORY, errno, 0))?;
+    }
     let mask = 0u64;
     // SAFETY: 8 bytes of a signal set; 2 is SIG_SETMASK.
     unsafe { syscall(nr::RT_SIGPROCMASK, [2, &raw const mask as usize, 0, 8, 0, 0]) };

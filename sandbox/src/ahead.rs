@@ -96,7 +96,7 @@ impl Drop for Ahead {
 /// What there is time for when nobody waits.
 fn settle(mut provisions: Provisions, inner: &Inner, host_network: Option<&Namespace>) -> Provisions {
     provisions.ids.namespace.settle();
-    provisions.meter = provisions.group.as_ref().and_then(Group::cgroup).and_then(|cgroup| cgroup.final_meter().ok());
+    provisions.meter = provisions.group.as_ref().and_then(Group::warm_meter);
     provisions.network = host_network.filter(|_| inner.may_enter_network()).and_then(network);
     provisions
 }

@@ -1,11 +1,10 @@
 //! [`Command`]: one program, in a fresh instance or in a running one. The names are those of [`std::process::Command`].
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +13,7 @@ use rlimit::{Limit, Limits, Resource};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::child::{Child, Streams, Watch};
-use crate::init::{Answer, Request, Waited, protocol};
+use crate::init::{Answer, Environment, Layout, Request, Waited, protocol};
 use crate::instance::{Running, broken};
 use crate::outcome::{Outcome, Output};
 use crate::relay::{Allowance, Relay};
@@ -209,7 +208,6 @@ impl Command {
         let watch = Arc::new(Watch::new(&running, fresh, started));
         let allowance = inner.plan.output_max.map(|max| Arc::new(Allowance::new(max)));
         let ends = self.streams(usual, inner.null.as_fd(), allowance.as_ref(), &watch)?;
-        let request = Strings::new(self, &running)?;
         let mut targets = vec![0, 1, 2];
         targets.extend(self.fds.keys());
         let mut fds: Vec<BorrowedFd<'_>> = ends.program.iter().map(AsFd::as_fd).collect();
@@ -228,21 +226,21 @@ impl Command {
             rlimits.retain(|limit| limit.resource != resource);
             rlimits.push(protocol::Rlimit { resource, reserved: 0, soft, hard });
         }
-        let layout = Request {
+        let mut layout = Request {
             serial: watch.serial,
             notify_started,
             uid: inner.identity.uid,
             gid: inner.identity.gid,
             groups: &[],
             capabilities: inner.plan.kept_capabilities(),
-            paths: &request.paths,
-            argv: &request.argv,
-            envp: &request.envp,
+            program: &self.program,
+            args: &self.args,
+            env: Environment { base: (!self.env_clear).then_some(&inner.plan.env), own: &self.env },
             directory: &self.directory,
             rlimits: &rlimits,
             targets: &targets,
         }
-        .layout();
+        .layout()?;
         let (message, memfd) = layout.message()?;
         if let Some(memfd) = &memfd {
             fds.push(memfd.as_fd());
@@ -258,8 +256,8 @@ impl Command {
         }
         drop(fds);
         drop(ends.program);
-        let asked = Asked { program: self.program.clone(), directory: self.directory.clone(), paths: request.paths };
-        let mut child = Child::new(watch, ends.caller, allowance, asked, report);
+        layout.shorten();
+        let mut child = Child::new(watch, ends.caller, allowance, Asked(layout), report);
         if notify_started {
             child.wait_started()?;
         }
@@ -315,70 +313,9 @@ struct Opened<'a> {
     caller: Streams,
 }
 
-/// The strings of a request.
-struct Strings {
-    paths: Vec<CString>,
-    argv: Vec<CString>,
-    envp: Vec<CString>,
-}
-
-impl Strings {
-    fn new(command: &Command, running: &Running) -> Result<Self, Error> {
-        let empty = BTreeMap::new();
-        let base = if command.env_clear { &empty } else { &running.sandbox.inner.plan.env };
-        let mut env: BTreeMap<&OsStr, &OsStr> =
-            base.iter().map(|(key, value)| (key.as_os_str(), value.as_os_str())).collect();
-        env.extend(command.env.iter().map(|(key, value)| (key.as_os_str(), value.as_os_str())));
-        let path = env.get(OsStr::new("PATH")).copied().unwrap_or(OsStr::new(crate::DEFAULT_PATH));
-        let paths = candidates(&command.program, path)?;
-        let mut argv = vec![string("program", command.program.as_bytes().to_vec())?];
-        for arg in &command.args {
-            argv.push(string("arg", arg.as_bytes().to_vec())?);
-        }
-        let mut envp = Vec::with_capacity(env.len());
-        for (key, value) in env {
-            if key.is_empty() || key.as_bytes().contains(&b'=') {
-                return Err(Error::invalid("env", format!("{key:?} is no name of a variable")));
-            }
-            envp.push(string("env", [key.as_bytes(), b"=", value.as_bytes()].concat())?);
-        }
-        if command.directory.is_empty() || command.directory.as_bytes().contains(&0) {
-            return Err(Error::invalid("current_dir", "an empty path, or one with a NUL byte"));
-        }
-        Ok(Self { paths, argv, envp })
-    }
-}
-
-fn string(what: &str, bytes: Vec<u8>) -> Result<CString, Error> {
-    CString::new(bytes).map_err(|_| Error::invalid(what, "it holds a NUL byte"))
-}
-
-/// The files that a program's name can mean, as execvp(3) tries them.
-fn candidates(program: &OsStr, path: &OsStr) -> Result<Vec<CString>, Error> {
-    let name = program.as_bytes();
-    if name.is_empty() {
-        return Err(Error::invalid("program", "an empty name"));
-    }
-    if name.contains(&b'/') {
-        return Ok(vec![string("program", name.to_vec())?]);
-    }
-    path.as_bytes()
-        .split(|byte| *byte == b':')
-        .map(|directory| {
-            // An empty entry means the working directory.
-            let directory = if directory.is_empty() { b".".as_slice() } else { directory };
-            string("program", [directory, b"/", name].concat())
-        })
-        .collect()
-}
-
 /// What a program was to be, for the error when it was not started.
 #[derive(Debug)]
-pub(crate) struct Asked {
-    program: OsString,
-    directory: OsString,
-    paths: Vec<CString>,
-}
+pub(crate) struct Asked(Layout);
 
 impl Asked {
     /// The error of a program that was not started.
@@ -391,14 +328,12 @@ impl Asked {
         match reply.step {
             protocol::step::EXECUTE => {}
             protocol::step::DIRECTORY => {
-                return Error::setup_at(protocol::step::words(reply.step), &self.directory, error);
+                return Error::setup_at(protocol::step::words(reply.step), self.0.directory(), error);
             }
             step => return Error::setup(protocol::step::words(step), error),
         }
         let no_interpreter = reply.detail & protocol::INTERPRETER_MISSING != 0;
         let number = usize::try_from(reply.detail & !protocol::INTERPRETER_MISSING).unwrap_or(0);
-        let found = number.checked_sub(1).and_then(|index| self.paths.get(index));
-        let path = found.map_or_else(|| self.program.clone(), |path| OsString::from_vec(path.as_bytes().to_vec()));
         let cause = match reply.errno {
             libc::ENOENT if no_interpreter => ProgramCause::InterpreterNotFound,
             libc::ENOENT | libc::ENOTDIR => ProgramCause::NotFound,
@@ -408,7 +343,7 @@ impl Asked {
             libc::ENOEXEC => ProgramCause::UnknownFormat,
             _ => ProgramCause::Other,
         };
-        Error::Program { path: PathBuf::from(path), cause, error }
+        Error::Program { path: PathBuf::from(self.0.path(number)), cause, error }
     }
 }
 
@@ -462,19 +397,5 @@ pub(crate) fn expect_answer(waited: Waited, during: &'static str) -> Result<Answ
     match waited {
         Waited::Answer(answer) => Ok(answer),
         Waited::TimedOut | Waited::Ended => Err(Error::Ended { during }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bare_names_are_looked_for() {
-        let all = |program, path| candidates(OsStr::new(program), OsStr::new(path)).unwrap();
-        assert_eq!(all("sh", "/usr/bin:/bin"), [c"/usr/bin/sh".to_owned(), c"/bin/sh".to_owned()]);
-        assert_eq!(all("./sh", "/bin"), [c"./sh".to_owned()]);
-        assert_eq!(all("sh", ":/bin"), [c"./sh".to_owned(), c"/bin/sh".to_owned()]);
-        assert!(candidates(OsStr::new(""), OsStr::new("/bin")).is_err());
     }
 }

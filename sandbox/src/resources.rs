@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cgroup::{
-    Cgroup, Controller, Controllers, CpuMax, Device, IoMax, Knob, Layout, Limit, Limits, Needs, Parent, Setting, Value,
+    Cgroup, Controller, Controllers, CpuMax, Device, IoMax, Knob, Layout, Limit, Limits, Meter, Needs, Parent, Setting,
+    Value,
 };
 use rlimit::{Limit as Bound, Limits as Bounds, Resource};
 
@@ -60,6 +61,14 @@ impl Drop for Group {
 impl Group {
     pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
         self.cgroup.as_ref()
+    }
+
+    /// The counters' files, opened and read once: the first reading, for which the kernel makes buffers, is the slow one.
+    /// What cannot be had now is tried again when it is needed.
+    pub(crate) fn warm_meter(&self) -> Option<Meter> {
+        let mut meter = self.cgroup()?.final_meter().ok()?;
+        meter.read().ok()?;
+        Some(meter)
     }
 
     pub(crate) fn into_cgroup(mut self) -> Option<Cgroup> {

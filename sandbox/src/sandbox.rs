@@ -387,9 +387,8 @@ impl Inner {
         let (born, refused) = started?;
         let memory = memory.map(|(ours, _)| crate::sys::receive_fd(ours.as_fd())).transpose()?;
         let enforcement = self.report(group.as_ref().and_then(|group| group.differs.as_ref()), &refused);
-        // Off the path of whoever will use it; what cannot be opened now is tried again then.
-        let cgroup = group.as_ref().and_then(Group::cgroup).filter(|_| notify_ready);
-        let meter = meter.or_else(|| cgroup.and_then(|cgroup| cgroup.final_meter().ok()));
+        // Off the path of whoever will use it.
+        let meter = meter.or_else(|| group.as_ref().filter(|_| notify_ready).and_then(Group::warm_meter));
         Ok(Parts {
             handle: Arc::new(Handle::new(ours)),
             init_pid: born.pid.get(),

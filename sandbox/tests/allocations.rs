@@ -74,7 +74,7 @@ fn a_run_and_a_start_allocate_as_little_as_is_documented() {
     assert!(!common::is_root() || common::is_guest() || start <= START_MAX, "{start} allocations of a start and a run");
 }
 
-/// Strings and message of the request, the child, its report.
-const RUN_MAX: usize = 32;
-/// The cgroup's and the lease's paths and descriptors, the steps' descriptors, and a run.
-const START_MAX: usize = 128;
+/// The request's message, the child, its outcome.
+const RUN_MAX: usize = 10;
+/// The cgroup's and the lease's paths and descriptors, the steps' descriptors, and a run: nothing was made ahead.
+const START_MAX: usize = 110;

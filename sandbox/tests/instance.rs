@@ -39,6 +39,18 @@ fn programs_share_the_instance() {
 }
 
 #[test]
+fn a_program_leads_its_group_and_has_no_terminal() {
+    let instance = common::sandbox(|_| {}).start().unwrap();
+    for _ in 0..2 {
+        // proc_pid_stat(5): process, group, session, terminal. The session is init's, and so has nobody else's terminal.
+        let output = instance.command("cut").args(["-d", " ", "-f", "1,5,6,7", "/proc/self/stat"]).output().unwrap();
+        let stat = text(&output);
+        let pid = stat.split(' ').next().unwrap();
+        assert_eq!(stat, format!("{pid} {pid} 1 0"));
+    }
+}
+
+#[test]
 fn later_programs_are_treated_as_the_first() {
     let sandbox = common::sandbox(|b| {
         b.user(1000).group(1000).rlimit(Resource::Nofile, Limit::Value(77), Limit::Value(99));

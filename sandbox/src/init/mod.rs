@@ -6,4 +6,4 @@ pub(crate) mod protocol;
 mod request;
 
 pub(crate) use handle::{Answer, Handle, Waited, send};
-pub(crate) use request::{Request, kill_message};
+pub(crate) use request::{Environment, Layout, Request, kill_message};

@@ -102,6 +102,7 @@ pub(crate) struct Request {
     pub(crate) paths: u64,
     pub(crate) argv: u64,
     pub(crate) envp: u64,
+    /// 0 for the root, where init is.
     pub(crate) directory: u64,
     /// `u32`s, `group_count` of them.
     pub(crate) groups: u64,

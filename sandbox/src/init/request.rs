@@ -1,7 +1,9 @@
 //! A request, laid out so that init can call execve(2) with it the moment it arrives.
 
-use std::ffi::{CString, OsStr};
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 
@@ -19,36 +21,78 @@ pub(crate) struct Request<'a> {
     pub(crate) gid: u32,
     pub(crate) groups: &'a [u32],
     pub(crate) capabilities: u64,
-    /// Tried in their order.
-    pub(crate) paths: &'a [CString],
-    pub(crate) argv: &'a [CString],
-    pub(crate) envp: &'a [CString],
+    pub(crate) program: &'a OsStr,
+    pub(crate) args: &'a [OsString],
+    pub(crate) env: Environment<'a>,
     pub(crate) directory: &'a OsStr,
     pub(crate) rlimits: &'a [Rlimit],
     /// In rising order of their numbers.
     pub(crate) targets: &'a [i32],
 }
 
-/// The bytes of a request: for the message itself, or behind it in a memfd.
+/// Variables of the sandbox, and those of the command, which win.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Environment<'a> {
+    pub(crate) base: Option<&'a BTreeMap<OsString, OsString>>,
+    pub(crate) own: &'a BTreeMap<OsString, OsString>,
+}
+
+impl<'a> Environment<'a> {
+    fn get(&self, name: &str) -> Option<&'a OsStr> {
+        let name = OsStr::new(name);
+        self.own.get(name).or_else(|| self.base?.get(name)).map(OsString::as_os_str)
+    }
+
+    fn iter(self) -> impl Iterator<Item = (&'a OsString, &'a OsString)> {
+        let base = self.base.into_iter().flatten();
+        base.filter(move |(name, _)| !self.own.contains_key(*name)).chain(self.own)
+    }
+}
+
+/// The bytes of a request: for the message itself, or behind it in a memfd. Behind the head come the program's possible
+/// files, its name and its working directory, for whoever has to say why it was not started.
 #[derive(Debug)]
 pub(crate) struct Layout {
     bytes: Vec<u8>,
+    /// Of the strings since the last array.
+    addresses: Vec<u64>,
+    /// Where the name, the directory and what follows it begin.
+    name: usize,
+    directory: usize,
+    rest: usize,
 }
+
+const HEAD: usize = size_of::<Head>();
 
 impl Request<'_> {
     /// Lays it out for [`protocol::REQUEST_BASE`].
-    pub(crate) fn layout(&self) -> Layout {
-        let mut layout = Layout { bytes: Vec::with_capacity(1024) };
-        layout.bytes.resize(size_of::<Head>(), 0);
-        let paths = layout.strings(self.paths);
-        let argv = layout.strings(self.argv);
-        let envp = layout.strings(self.envp);
+    pub(crate) fn layout(&self) -> Result<Layout, Error> {
+        let mut layout = Layout::new();
+        layout.candidates(self.program, self.env.get("PATH").unwrap_or(OsStr::new(crate::DEFAULT_PATH)))?;
+        layout.name = layout.bytes.len();
+        let name = layout.string("program", &[self.program.as_bytes()])?;
+        layout.directory = layout.bytes.len();
+        if self.directory.is_empty() {
+            return Err(Error::invalid("current_dir", "an empty path"));
+        }
+        let directory = layout.string("current_dir", &[self.directory.as_bytes()])?;
+        layout.rest = layout.bytes.len();
+        let paths = layout.addresses();
+        layout.addresses.push(name);
+        for arg in self.args {
+            layout.add_string("arg", &[arg.as_bytes()])?;
+        }
+        let argv = layout.addresses();
+        for (name, value) in self.env.iter() {
+            if name.is_empty() || name.as_bytes().contains(&b'=') {
+                return Err(Error::invalid("env", format!("{name:?} is no name of a variable")));
+            }
+            layout.add_string("env", &[name.as_bytes(), b"=", value.as_bytes()])?;
+        }
+        let envp = layout.addresses();
         let groups = layout.array(self.groups.iter().flat_map(|group| group.to_ne_bytes()));
         let targets = layout.array(self.targets.iter().flat_map(|target| target.to_ne_bytes()));
         let rlimits = layout.array(self.rlimits.iter().flat_map(rlimit_bytes));
-        let directory = layout.address();
-        layout.bytes.extend_from_slice(self.directory.as_bytes());
-        layout.bytes.push(0);
         let length = layout.bytes.len();
         let too_long = length > protocol::INLINE_MAX;
         let flags = if self.notify_started { protocol::NOTIFY_STARTED } else { 0 }
@@ -67,16 +111,15 @@ impl Request<'_> {
             paths,
             argv,
             envp,
-            directory,
+            directory: if self.directory == "/" { 0 } else { directory },
             groups,
             targets,
             rlimits,
         };
-        let bytes = crate::sys::bytes_of_request(&head);
-        if let Some(start) = layout.bytes.get_mut(..bytes.len()) {
-            start.copy_from_slice(bytes);
+        if let Some(start) = layout.bytes.get_mut(..HEAD) {
+            start.copy_from_slice(crate::sys::bytes_of_request(&head));
         }
-        layout
+        Ok(layout)
     }
 }
 
@@ -97,31 +140,93 @@ fn rlimit_bytes(limit: &Rlimit) -> impl Iterator<Item = u8> + use<> {
 }
 
 impl Layout {
+    fn new() -> Self {
+        let mut bytes = Vec::with_capacity(1024);
+        bytes.resize(HEAD, 0);
+        Self { bytes, addresses: Vec::with_capacity(16), name: 0, directory: 0, rest: 0 }
+    }
+
     /// Where init will see the next byte.
     fn address(&self) -> u64 {
         protocol::REQUEST_BASE + self.bytes.len() as u64
     }
 
-    fn align(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+    /// Adds a string of these parts; its address.
+    fn string(&mut self, what: &str, parts: &[&[u8]]) -> Result<u64, Error> {
+        let address = self.address();
+        for part in parts {
+            if part.contains(&0) {
+                return Err(Error::invalid(what, "it holds a NUL byte"));
+            }
+            self.bytes.extend_from_slice(part);
+        }
+        self.bytes.push(0);
+        Ok(address)
+    }
+
+    /// The same, and for the next array.
+    fn add_string(&mut self, what: &str, parts: &[&[u8]]) -> Result<(), Error> {
+        let address = self.string(what, parts)?;
+        self.addresses.push(address);
+        Ok(())
+    }
+
+    /// The files that a program's name can mean, as execvp(3) tries them.
+    fn candidates(&mut self, program: &OsStr, search: &OsStr) -> Result<(), Error> {
+        let name = program.as_bytes();
+        if name.is_empty() {
+            return Err(Error::invalid("program", "an empty name"));
+        }
+        if name.contains(&b'/') {
+            return self.add_string("program", &[name]);
+        }
+        for directory in search.as_bytes().split(|byte| *byte == b':') {
+            // An empty entry means the working directory.
+            let directory = if directory.is_empty() { b".".as_slice() } else { directory };
+            self.add_string("program", &[directory, b"/", name])?;
+        }
+        Ok(())
     }
 
     fn array(&mut self, bytes: impl Iterator<Item = u8>) -> u64 {
-        self.align();
+        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
         let address = self.address();
         self.bytes.extend(bytes);
         address
     }
 
-    /// Strings, then the array of their addresses that ends with 0; the array's address.
-    fn strings(&mut self, strings: &[CString]) -> u64 {
-        let mut addresses = Vec::with_capacity(strings.len() + 1);
-        for string in strings {
-            addresses.push(self.address());
-            self.bytes.extend_from_slice(string.as_bytes_with_nul());
-        }
+    /// The array, ended by 0, of the addresses that were gathered since the last.
+    fn addresses(&mut self) -> u64 {
+        let mut addresses = std::mem::take(&mut self.addresses);
         addresses.push(0);
-        self.array(addresses.into_iter().flat_map(u64::to_ne_bytes))
+        let array = self.array(addresses.iter().flat_map(|address| address.to_ne_bytes()));
+        addresses.clear();
+        self.addresses = addresses;
+        array
+    }
+
+    /// Forgets what is not needed once it is sent.
+    pub(crate) fn shorten(&mut self) {
+        self.bytes.truncate(self.rest);
+        if self.bytes.capacity() > protocol::INLINE_MAX {
+            self.bytes.shrink_to_fit();
+        }
+    }
+
+    /// The file that init tried as that number, from 1; without a number the program as it was named.
+    pub(crate) fn path(&self, number: usize) -> &OsStr {
+        let paths = self.bytes.get(HEAD..self.name).unwrap_or_default();
+        let tried = number.checked_sub(1).and_then(|index| paths.split(|byte| *byte == 0).nth(index));
+        tried.map_or_else(|| self.kept(self.name..self.directory), OsStr::from_bytes)
+    }
+
+    pub(crate) fn directory(&self) -> &OsStr {
+        self.kept(self.directory..self.rest)
+    }
+
+    fn kept(&self, range: Range<usize>) -> &OsStr {
+        let string = self.bytes.get(range).unwrap_or_default();
+        OsStr::from_bytes(string.strip_suffix(b"\0").unwrap_or(string))
     }
 
     /// What goes into the message, and the memfd that holds the rest of a long request.
@@ -136,7 +241,7 @@ impl Layout {
         io::Write::write_all(&mut file, &self.bytes).map_err(step)?;
         let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&file, seals).map_err(|error| step(error.into()))?;
-        Ok((self.bytes.get(..size_of::<Head>()).unwrap_or_default(), Some(file.into())))
+        Ok((self.bytes.get(..HEAD).unwrap_or_default(), Some(file.into())))
     }
 }
 
@@ -144,17 +249,16 @@ impl Layout {
 mod tests {
     use super::*;
 
-    fn at(layout: &Layout, address: u64) -> usize {
-        usize::try_from(address - protocol::REQUEST_BASE).unwrap_or(layout.bytes.len())
-    }
-
-    fn word(layout: &Layout, at: usize) -> u64 {
-        u64::from_ne_bytes(layout.bytes[at..at + 8].try_into().unwrap())
-    }
-
-    #[test]
-    fn pointers_lead_to_the_strings() {
-        let argv = [c"/bin/echo".to_owned(), c"hello".to_owned()];
+    /// Looks at a request with these strings.
+    fn with_layout<T>(
+        program: &str,
+        args: &[&str],
+        env: &[(&str, &str)],
+        look: impl FnOnce(Result<Layout, Error>) -> T,
+    ) -> T {
+        let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+        let own = env.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
+        let base = BTreeMap::from([("PATH".into(), "/usr/bin:".into()), ("HOME".into(), "/".into())]);
         let request = Request {
             serial: 7,
             notify_started: true,
@@ -162,51 +266,86 @@ mod tests {
             gid: 0,
             groups: &[5],
             capabilities: 0,
-            paths: &argv[..1],
-            argv: &argv,
-            envp: &[],
-            directory: OsStr::new("/"),
+            program: OsStr::new(program),
+            args: &args,
+            env: Environment { base: Some(&base), own: &own },
+            directory: OsStr::new("/tmp"),
             rlimits: &[Rlimit { resource: 7, reserved: 0, soft: 10, hard: 20 }],
             targets: &[0, 1, 2],
         };
-        let layout = request.layout();
-        let offset = |name: usize| word(&layout, name);
-        let (argv_at, envp_at) = (
-            at(&layout, offset(std::mem::offset_of!(Head, argv))),
-            at(&layout, offset(std::mem::offset_of!(Head, envp))),
-        );
-        let first = at(&layout, word(&layout, argv_at));
-        assert_eq!(&layout.bytes[first..first + 10], b"/bin/echo\0");
-        let second = at(&layout, word(&layout, argv_at + 8));
-        assert_eq!(&layout.bytes[second..second + 6], b"hello\0");
-        assert_eq!(word(&layout, argv_at + 16), 0);
-        assert_eq!(word(&layout, envp_at), 0);
-        let rlimits = at(&layout, offset(std::mem::offset_of!(Head, rlimits)));
-        assert_eq!([word(&layout, rlimits), word(&layout, rlimits + 8), word(&layout, rlimits + 16)], [7, 10, 20]);
-        assert!(layout.message().unwrap().1.is_none());
+        look(request.layout())
+    }
+
+    fn word(layout: &Layout, at: usize) -> u64 {
+        u64::from_ne_bytes(layout.bytes[at..at + 8].try_into().unwrap())
+    }
+
+    fn at(layout: &Layout, field: usize) -> usize {
+        usize::try_from(word(layout, field) - protocol::REQUEST_BASE).unwrap()
+    }
+
+    /// The strings that an array of the head leads to.
+    fn strings(layout: &Layout, field: usize) -> Vec<String> {
+        let array = at(layout, field);
+        let fields = (0..).map(|index| array + 8 * index).take_while(|field| word(layout, *field) != 0);
+        let string = |field| layout.bytes[at(layout, field)..].split(|byte| *byte == 0).next().unwrap();
+        fields.map(|field| String::from_utf8_lossy(string(field)).into_owned()).collect()
+    }
+
+    #[test]
+    fn pointers_lead_to_the_strings() {
+        with_layout("/bin/echo", &["hello", ""], &[("HOME", "/tmp"), ("A", "")], |layout| {
+            let layout = layout.unwrap();
+            assert_eq!(strings(&layout, std::mem::offset_of!(Head, paths)), ["/bin/echo"]);
+            assert_eq!(strings(&layout, std::mem::offset_of!(Head, argv)), ["/bin/echo", "hello", ""]);
+            assert_eq!(strings(&layout, std::mem::offset_of!(Head, envp)), ["PATH=/usr/bin:", "A=", "HOME=/tmp"]);
+            let rlimits = at(&layout, std::mem::offset_of!(Head, rlimits));
+            assert_eq!([0, 8, 16].map(|field| word(&layout, rlimits + field)), [7, 10, 20]);
+            assert!(layout.message().unwrap().1.is_none());
+        });
+    }
+
+    #[test]
+    fn bare_names_are_looked_for() {
+        for (program, env, files) in [
+            ("sh", ("PATH", "/usr/bin:/bin"), ["/usr/bin/sh", "/bin/sh"].as_slice()),
+            ("./sh", ("PATH", "/bin"), &["./sh"]),
+            ("sh", ("PATH", ":/bin"), &["./sh", "/bin/sh"]),
+            ("sh", ("A", ""), &["/usr/bin/sh", "./sh"]),
+        ] {
+            with_layout(program, &[], &[env], |layout| {
+                let mut layout = layout.unwrap();
+                assert_eq!(strings(&layout, std::mem::offset_of!(Head, paths)), files);
+                layout.shorten();
+                assert_eq!(files.iter().enumerate().find(|(index, file)| layout.path(index + 1) != **file), None);
+                assert_eq!((layout.path(0), layout.directory()), (OsStr::new(program), OsStr::new("/tmp")));
+            });
+        }
+    }
+
+    #[test]
+    fn what_execve_cannot_take_is_refused() {
+        for (program, arg, env) in [
+            ("", "", ("A", "")),
+            ("a\0b", "", ("A", "")),
+            ("a", "\0", ("A", "")),
+            ("a", "", ("", "")),
+            ("a", "", ("A=", "")),
+        ] {
+            with_layout(program, &[arg], &[env], |layout| assert!(layout.is_err(), "{program:?} {arg:?} {env:?}"));
+        }
     }
 
     #[test]
     fn a_long_request_travels_in_a_memfd() {
-        let long = [CString::new(vec![b'x'; 1 << 20]).unwrap()];
-        let request = Request {
-            serial: 1,
-            notify_started: false,
-            uid: 0,
-            gid: 0,
-            groups: &[],
-            capabilities: 0,
-            paths: &long,
-            argv: &long,
-            envp: &[],
-            directory: OsStr::new("/"),
-            rlimits: &[],
-            targets: &[],
-        };
-        let layout = request.layout();
-        let (message, memfd) = layout.message().unwrap();
-        assert_eq!(message.len(), size_of::<Head>());
-        let size = rustix::fs::fstat(memfd.unwrap()).unwrap().st_size;
-        assert_eq!(usize::try_from(size).unwrap(), layout.bytes.len());
+        with_layout("/bin/echo", &[&"x".repeat(1 << 20)], &[], |layout| {
+            let mut layout = layout.unwrap();
+            let (message, memfd) = layout.message().unwrap();
+            assert_eq!(message.len(), HEAD);
+            let size = rustix::fs::fstat(memfd.unwrap()).unwrap().st_size;
+            assert_eq!(usize::try_from(size).unwrap(), layout.bytes.len());
+            layout.shorten();
+            assert!(layout.bytes.capacity() < 1024);
+        });
     }
 }
