@@ -320,7 +320,8 @@ impl Builder {
     /// Shows `source` of the host at `target` inside, **writable** as far as the program's host id may write there.
     ///
     /// With all that is mounted below it (but not what is mounted later); set-user-ID bits and device files have no
-    /// effect. The source is resolved when the sandbox is built; a later exchange of it makes starts fail.
+    /// effect. The source is resolved when the sandbox is built; a later exchange of it makes starts fail. At most 1024 binds,
+    /// those of the default root directory included.
     ///
     /// Files that the program makes belong to its host id. When the directory is gone, say so by
     /// [`forget_tree`](crate::forget_tree): until then these ids are kept for it, and root's pool has 2046 ranges (64 for a caller

@@ -17,8 +17,8 @@ use rustix::fs::AtFlags;
 
 use crate::sys;
 
-/// Most binds of one step list: their trees are held in the child, which cannot grow a list.
-pub(crate) const BINDS_MAX: usize = 64;
+/// Most binds of one step list: each has a place in a root of 4096 inodes, and a descriptor in the child.
+pub(crate) const BINDS_MAX: usize = 1024;
 
 /// The attributes of everything that is shown to a program.
 pub(crate) const PLAIN: Attributes = Attributes::NO_SUID.union(Attributes::NO_DEV);
@@ -188,7 +188,8 @@ pub(crate) struct Context<'a> {
     /// The overlay's layers.
     lower: Option<ChildFd>,
     upper: Option<ChildFd>,
-    trees: [Option<Tree>; BINDS_MAX],
+    /// One place for each bind: the child cannot grow a list.
+    trees: Box<[Option<Tree>]>,
     /// Preferred steps that the kernel refused, and why: the keyring, the cgroup namespace.
     pub(crate) refused_keyring: Option<Errno>,
     pub(crate) refused_cgroup_namespace: Option<Errno>,
@@ -221,7 +222,7 @@ impl<'a> Context<'a> {
             root: None,
             lower: None,
             upper: None,
-            trees: [const { None }; BINDS_MAX],
+            trees: binds.iter().map(|_| None).collect(),
             refused_keyring: None,
             refused_cgroup_namespace: None,
         }

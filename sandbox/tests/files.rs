@@ -122,6 +122,22 @@ fn files_and_nested_places_are_bound() {
 }
 
 #[test]
+fn hundreds_of_binds_are_bound_and_too_many_are_refused() {
+    let scratch = Scratch::new("many");
+    let file = scratch.file("word", "word", 0o644);
+    let bound = |number: usize| {
+        common::build(|b| {
+            b.prepared(0);
+            (0..number).for_each(|each| _ = b.bind_read_only(&file, format!("/many/{each}")));
+        })
+    };
+    let output = sh(&bound(300).unwrap(), "ls /many | wc -l; cat /many/0 /many/299");
+    assert_eq!(text(&output), "300\nwordword", "{output:?}");
+    let refused = bound(1100).unwrap_err().to_string();
+    assert!(refused.contains("more than 1024 binds"), "{refused}");
+}
+
+#[test]
 fn a_memory_file_system_is_full_at_its_size() {
     let sandbox = common::sandbox(|b| _ = b.tmpfs("/small", Some(1 << 20)));
     assert!(sh(&sandbox, "head -c 900K /dev/zero > /small/below").outcome.success());
