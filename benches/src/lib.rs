@@ -4,6 +4,8 @@
 //! the elapsed nanoseconds. So every row is timed inside its own process, from the call to the outcome, and start-up of
 //! the measuring program is in nobody's figures.
 
+pub mod command_lines;
+pub mod random;
 pub mod resident;
 pub mod stats;
 pub mod sys;
