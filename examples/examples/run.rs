@@ -16,7 +16,9 @@ use clap::Parser;
 use nix::sys::signal::{SigSet, Signal as NixSignal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use sandbox::cgroup::CpuList;
-use sandbox::{Builder, End, Feature, IoRates, Landlock, Limit, Network, Outcome, Resource, Sandbox, Signal, Stdio};
+use sandbox::{
+    Builder, DiskImage, End, Feature, IoRates, Landlock, Limit, Network, Outcome, Resource, Sandbox, Signal, Stdio,
+};
 use sandbox_examples::json;
 use sandbox_examples::parse::{bytes, cpus, rates, time};
 
@@ -62,6 +64,9 @@ struct Arguments {
     /// Files on disk
     #[arg(long)]
     inodes: Option<u64>,
+    /// What is in /tmp lies on a disk image of `--disk` bytes: ext4 or xfs (root)
+    #[arg(long, value_name = "FILE SYSTEM")]
+    disk_image: Option<DiskImage>,
     /// Bytes of standard output and standard error together
     #[arg(long, value_parser = bytes)]
     output: Option<u64>,
@@ -220,6 +225,7 @@ fn describe(arguments: &Arguments) -> Result<Builder, Box<dyn Error>> {
     arguments.output.map(|bytes| builder.output_max(bytes));
     arguments.disk.map(|bytes| builder.disk_max(bytes));
     arguments.inodes.map(|inodes| builder.inodes_max(inodes));
+    arguments.disk_image.map(|filesystem| builder.disk_image("/tmp", filesystem));
     for limit in &arguments.rlimit {
         let (resource, soft, hard) = resource_limit(limit)?;
         builder.rlimit(resource, soft, hard);

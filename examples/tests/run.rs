@@ -300,6 +300,17 @@ fn cpus_rates_and_the_fence_are_asked_for() {
 }
 
 #[test]
+fn a_disk_image_is_asked_for() {
+    let flags = ["--disk", "8M", "--disk-image", "ext4", "--prefer", "disk_max"];
+    let (_, document) = outcome(&flags, "echo x > /tmp/x");
+    let entry = feature(&document, "disk_max");
+    assert_eq!(entry["requested"], 8 << 20);
+    let by = entry["by"].as_str().unwrap();
+    assert!(by.contains("ext4 image") || (by.contains("tmpfs") && entry["why_not"].is_string()), "{entry}");
+    assert!(document["usage"]["disk_bytes"].as_u64().unwrap() >= 4096, "{document}");
+}
+
+#[test]
 fn without_quiet_a_short_report_is_on_standard_error() {
     let output = run().args(["--wall", "30s"]).args(SHELL).arg("echo out; cat >&2").output().unwrap();
     assert_eq!(output.stdout, b"out\n");

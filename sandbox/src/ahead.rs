@@ -13,6 +13,7 @@ use cgroup::Meter;
 use ns::{Kind, Namespace, Namespaces};
 
 use crate::identity::Ids;
+use crate::image::Image;
 use crate::resources::Group;
 use crate::sandbox::Inner;
 use crate::{Error, keeper};
@@ -27,6 +28,7 @@ pub(crate) struct Provisions {
     /// User namespaces for the owners of binds.
     pub(crate) owners: Vec<OwnedFd>,
     pub(crate) group: Option<Group>,
+    pub(crate) image: Option<Image>,
     /// The counters' files, if they have been opened already.
     pub(crate) meter: Option<Meter>,
     pub(crate) ours: OwnedFd,

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use cgroup::CpuList;
@@ -72,8 +74,26 @@ pub(crate) struct MountOption {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MountKind {
-    Bind { source: PathBuf, access: Access },
-    Tmpfs { size: Option<u64> },
+    Bind {
+        source: PathBuf,
+        access: Access,
+    },
+    Tmpfs {
+        size: Option<u64>,
+    },
+    Image(DiskImage),
+    /// In memory instead of on an image, which was only preferred.
+    Memory {
+        size: u64,
+        inodes: Option<u64>,
+    },
+}
+
+impl MountOption {
+    /// Whether programs may write to a disk of the host here.
+    pub(crate) fn is_writable_on_disk(&self) -> bool {
+        matches!(self.kind, MountKind::Bind { access: Access::Writable | Access::Owned, .. })
+    }
 }
 
 /// What a program may do with a bind.
@@ -129,6 +149,41 @@ pub enum Upper {
     /// It is made if it is missing, and belongs to the sandbox alone: mode 0700, with a directory `upper` for the changes and
     /// one `work` for the kernel. One instance at a time uses it.
     Dir(PathBuf),
+    /// Onto a [disk image](Builder::disk_image) with this file system, fresh for each start and gone with the instance.
+    DiskImage(DiskImage),
+}
+
+/// The file system of a [disk image](Builder::disk_image).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DiskImage {
+    /// ext4 without a journal, by `mkfs.ext4` of e2fsprogs: 1 MiB or more. It has room for as many files as blocks of 4 KiB, or
+    /// for [`inodes_max`](Builder::inodes_max), rounded up to 16 for each 128 MiB.
+    Ext4,
+    /// XFS, by `mkfs.xfs` of xfsprogs: about 230 MiB or more. It cannot count files.
+    Xfs,
+}
+
+impl fmt::Display for DiskImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+        })
+    }
+}
+
+impl FromStr for DiskImage {
+    type Err = Error;
+
+    /// By its name: `ext4` or `xfs`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "ext4" => Ok(Self::Ext4),
+            "xfs" => Ok(Self::Xfs),
+            _ => Err(Error::invalid("disk_image", format!("no file system of an image is called `{text}`"))),
+        }
+    }
 }
 
 /// The network that a program sees.
@@ -360,6 +415,38 @@ impl Builder {
         self
     }
 
+    /// Mounts an empty file system of [`disk_max`](Self::disk_max) bytes at `target`, on a file of this host: a disk limit
+    /// where no file system has project quota. Fresh for each start and gone with the instance. Everyone inside may write.
+    /// One for each sandbox; of an overlay it is the layer, by [`Upper::DiskImage`].
+    ///
+    /// [`build`](Self::build) makes an image by mkfs(8), so large that at least `disk_max` bytes can be stored in a few files,
+    /// and about 3 % more at most (1 MiB: 7 %); what the file system needs for itself is added. Each start copies what mkfs
+    /// wrote (2 ms) into a sparse file without a name in [`state_dir`](Self::state_dir)`/images` (default:
+    /// `/var/lib/sandbox/images`) and mounts that by a loop device. So nothing is left behind, whoever dies first. Each of the
+    /// [`prepared`](Self::prepared) instances has one.
+    ///
+    /// # At the limit
+    /// Writing fails with `ENOSPC`; a large write may fail while less than it asks for is left. `df` inside shows the size,
+    /// with ext4 up to 2 % (16 MiB) more than can be stored. The outcome has [`LimitKind::Disk`](crate::LimitKind::Disk) if
+    /// less than 1/64 and less than 4 MiB is left at the end, and [`LimitKind::Inodes`](crate::LimitKind::Inodes) if ext4 has
+    /// no file left; what was refused before and has room again the kernel does not tell.
+    ///
+    /// # Caveats
+    /// The file takes blocks of this host as it is written to, and none is reserved: where the host's disk is full meanwhile,
+    /// programs lose what they wrote, and fsync(2) says `ENOSPC` or `EIO`. [A warning](crate::Plan::warnings) tells when there
+    /// is too little room from the beginning. What was freed inside is given back with the instance. What is written passes
+    /// through the page cache twice, and nothing makes it durable.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] without `disk_max`, beside anything writable on disk, and for [`inodes_max`](Self::inodes_max) with
+    /// XFS. [`Error::Unsupported`] names what is missing: host root, mkfs, loop devices, the file system in the kernel, or a
+    /// limit that such a file system can have. [Preferred](Self::prefer) (`Feature::DiskMax`), memory of the same size stands
+    /// in for an image that cannot be had. Kernel: built with `BLK_DEV_LOOP` (loop(4)).
+    pub fn disk_image(&mut self, target: impl Into<PathBuf>, filesystem: DiskImage) -> &mut Self {
+        self.options.mounts.push(MountOption { target: target.into(), kind: MountKind::Image(filesystem) });
+        self
+    }
+
     /// Mounts a new `/proc` (default: yes) in which processes of other users are hidden (`hidepid=2`).
     pub fn proc(&mut self, mount: bool) -> &mut Self {
         self.options.proc = mount;
@@ -564,8 +651,8 @@ impl Builder {
     /// last handle binds leave the project; an upper directory keeps it. In a full one files of the lower directory cannot be
     /// removed: what hides them takes a file, too.
     ///
-    /// Of an overlay with [`Upper::Tmpfs`] it is the size of its layer. [Preferred](Self::prefer), and with nothing writable on
-    /// disk, it is the size of `/tmp` in memory instead.
+    /// Of an overlay with [`Upper::Tmpfs`] it is the size of its layer, and of a [disk image](Self::disk_image) what fits into
+    /// it. [Preferred](Self::prefer), and with nothing writable on disk, it is the size of `/tmp` in memory instead.
     pub fn disk_max(&mut self, bytes: u64) -> &mut Self {
         self.options.disk_max = Some(bytes);
         self.name(Feature::DiskMax)
@@ -650,8 +737,9 @@ impl Builder {
         self
     }
 
-    /// Where locks and records of running sandboxes lie (default: `/run/sandbox` of root, `$XDG_RUNTIME_DIR/sandbox` of
-    /// others). Sandboxes that must not share ids must share this directory.
+    /// Where locks, records and disk images of running sandboxes lie (default: `/run/sandbox` of root,
+    /// `$XDG_RUNTIME_DIR/sandbox` of others; images in `/var/lib/sandbox`). Sandboxes that must not share ids must share this
+    /// directory.
     pub fn state_dir(&mut self, directory: impl Into<PathBuf>) -> &mut Self {
         self.options.state_dir = Some(directory.into());
         self

@@ -1,7 +1,7 @@
 //! The disk limit of a sandbox: a project quota on the directories that its programs may write to, the size of an overlay's
-//! layer in memory, or, if that may be weaker, the size of the memory file system at `/tmp`.
+//! layer in memory or of a disk image (`image.rs`), or, if that may be weaker, the size of the memory file system at `/tmp`.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -9,14 +9,16 @@ use quota::{Allocator, Check, Directory, Filesystem, Lease, Limit, Limits, Relea
 
 use crate::builder::{Access, MountKind};
 use crate::error::cause_and_hint;
+use crate::image::Image;
 use crate::outcome::Leftover;
 use crate::overlay::Overlay;
 use crate::plan::Plan;
 use crate::{Enforcement, Error, Feature, Mode};
 
-const FEATURES: [Feature; 2] = [Feature::DiskMax, Feature::InodesMax];
+pub(crate) const FEATURES: [Feature; 2] = [Feature::DiskMax, Feature::InodesMax];
 pub(crate) const FIX: &str = "bind a writable directory of a file system with project quota (XFS or ext4 mounted with \
-    prjquota), or `prefer` the feature, so that the size of /tmp in memory is the limit, or give an overlay a layer in memory";
+    prjquota), or `prefer` the feature, so that the size of /tmp in memory is the limit, or give an overlay a layer in memory, \
+    or as root use a disk_image";
 
 /// What the kernel and the mount points of a start need in a full layer.
 const ROOM_BYTES: u64 = 1 << 20;
@@ -42,11 +44,30 @@ pub(crate) struct DiskUsage {
     pub(crate) inodes_exhausted: bool,
 }
 
-impl DiskUsage {
-    /// What is in a memory file system with limits.
-    pub(crate) fn of_memory(tmpfs: BorrowedFd<'_>) -> Result<Self, Error> {
+/// A file system of an instance's own, whose size is a disk limit.
+#[derive(Debug)]
+pub(crate) enum Volume {
+    Memory(OwnedFd),
+    Image(Image),
+}
+
+impl Volume {
+    /// Memory is freed at once, or by the kernel with the instance.
+    pub(crate) fn into_image(self) -> Option<Image> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Image(image) => Some(image),
+        }
+    }
+
+    /// What is in it.
+    pub(crate) fn usage(&self) -> Result<DiskUsage, Error> {
+        let tmpfs = match self {
+            Self::Memory(tmpfs) => tmpfs,
+            Self::Image(image) => return image.usage(),
+        };
         let has = rustix::fs::fstatvfs(tmpfs).map_err(|error| Error::setup("read what is used in memory", error))?;
-        Ok(Self {
+        Ok(DiskUsage {
             bytes: has.f_blocks.saturating_sub(has.f_bfree) * has.f_frsize,
             inodes: has.f_files.saturating_sub(has.f_ffree),
             bytes_exhausted: has.f_blocks > 0 && has.f_bfree == 0,
@@ -67,6 +88,9 @@ impl Disk {
     ///
     /// An overlay's upper directory on a disk that counts is counted in any case.
     pub(crate) fn new(plan: &mut Plan, overlay: Option<&Overlay>, owner: &str) -> Result<Option<Self>, Error> {
+        if plan.has_volume() {
+            return Ok(None);
+        }
         let layer = overlay.and_then(Overlay::directory);
         let wanted = |feature| plan.requested(feature).map(Limit::Value);
         let (bytes, inodes) = (wanted(Feature::DiskMax), wanted(Feature::InodesMax));

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Error, Feature, Mode, Sandbox, Upper};
+use crate::{DiskImage, Error, Feature, Mode, Sandbox, Upper};
 
 /// How well a feature is supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -144,18 +144,31 @@ fn refused(error: &Error, feature: Feature) -> Finding {
 
 /// Where directories can be limited; memory can be everywhere.
 fn disk(feature: Feature) -> Finding {
+    let image = match image(feature) {
+        Ok(filesystem) => format!("on request an {filesystem} image"),
+        Err(why) => format!("no disk image: {why}"),
+    };
     let places: Vec<_> = crate::recover::filesystems_with_quota()
         .unwrap_or_default()
         .iter()
         .map(|filesystem| format!("{} on {}", filesystem.kind(), filesystem.path().display()))
         .collect();
     if places.is_empty() {
-        let detail = "in memory only: no file system that is mounted here limits projects for this caller";
-        let (state, fix) = (State::Degraded, crate::disk::FIX.to_owned());
-        return Finding { feature, state, detail: detail.to_owned(), fix };
+        let detail = format!("in memory; {image}; no file system that is mounted here limits projects for this caller");
+        return Finding { feature, state: State::Degraded, detail, fix: crate::disk::FIX.to_owned() };
     }
-    let detail = format!("project quota of {}", places.join(", "));
+    let detail = format!("project quota of {}; {image}", places.join(", "));
     Finding { feature, state: State::Available, detail, fix: String::new() }
+}
+
+/// An image that was made and mounted, or why not.
+fn image(feature: Feature) -> Result<DiskImage, String> {
+    let mut builder = Sandbox::builder();
+    builder.disk_image("/tmp", DiskImage::Ext4).disk_max(1 << 20).inodes_max(64);
+    builder.prefer(Feature::DiskMax).prefer(Feature::InodesMax);
+    let sandbox = builder.build().map_err(|error| error.to_string())?;
+    let why_not = sandbox.plan().feature(feature).and_then(|entry| entry.why_not.as_deref());
+    sandbox.plan().disk_image().ok_or_else(|| why_not.unwrap_or("unknown").to_owned())
 }
 
 fn finding(sandbox: &Sandbox, feature: Feature) -> Finding {

@@ -277,6 +277,22 @@ fn hint(step: &str, error: &io::Error) -> Option<&'static str> {
         ("mount the program's /proc", libc::EPERM) => {
             "an outer container covers parts of /proc, so the kernel refuses a new one in a user namespace"
         }
+        ("make a file system by", libc::ENOENT) => {
+            "install it, for ext4 from e2fsprogs, for XFS from xfsprogs, into /usr/sbin, /sbin or /usr/bin"
+        }
+        ("make a disk image in", libc::EOPNOTSUPP | libc::EISDIR) => {
+            "name a state_dir on a file system with O_TMPFILE: XFS, ext4, btrfs or tmpfs"
+        }
+        ("make a disk image in" | "copy a disk image in", libc::ENOSPC | libc::EDQUOT | libc::EROFS) => {
+            "name a state_dir on a file system that has room and is mounted for writing"
+        }
+        ("open the loop device", libc::ENOENT | libc::ENXIO | libc::ENODEV) => {
+            "a kernel with loop devices (CONFIG_BLK_DEV_LOOP; modprobe loop), and their nodes in /dev"
+        }
+        ("open the loop device", libc::EPERM | libc::EACCES) => {
+            "a container must be given /dev/loop-control and the loop devices (devices cgroup)"
+        }
+        ("mount a disk image", libc::ENODEV) => "a kernel with that file system: modprobe ext4, or modprobe xfs",
         ("bind", libc::ENOENT) => "the source or a directory on the way to it does not exist",
         ("mount the overlay", libc::ENOSPC | libc::EDQUOT | libc::EROFS) => {
             "the upper directory or its project is full, and the kernel needs a directory there: raise the limit, or remove files"
@@ -305,6 +321,12 @@ mod tests {
         let hints = [
             ("anything", libc::EMFILE, "RLIMIT_NOFILE"),
             ("mount the program's /proc", libc::EPERM, "outer container"),
+            ("make a file system by", libc::ENOENT, "e2fsprogs"),
+            ("make a disk image in", libc::EOPNOTSUPP, "O_TMPFILE"),
+            ("copy a disk image in", libc::ENOSPC, "has room"),
+            ("open the loop device", libc::ENOENT, "modprobe loop"),
+            ("open the loop device", libc::EPERM, "container"),
+            ("mount a disk image", libc::ENODEV, "modprobe ext4"),
             ("bind", libc::ENOENT, "does not exist"),
             ("bind", libc::ESTALE, "exchanged"),
             ("use as lower layer", libc::ESTALE, "exchanged"),

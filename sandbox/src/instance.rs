@@ -1,7 +1,6 @@
 //! An instance: fresh namespaces, ids, cgroup and limits, with init waiting in them.
 
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -11,7 +10,7 @@ use cgroup::{Cgroup, Meter};
 use ns::PidFd;
 use userns::Lease;
 
-use crate::disk::DiskUsage;
+use crate::disk::{DiskUsage, Volume};
 use crate::init::{Handle, Waited, protocol};
 use crate::keeper::{self, Burials, Grave};
 use crate::outcome::{End, Usage};
@@ -218,8 +217,8 @@ pub(crate) struct Parts {
     /// The counters' files, opened ahead.
     pub(crate) meter: Option<Meter>,
     pub(crate) lease: Option<Lease>,
-    /// The memory file system that a disk limit is made of.
-    pub(crate) memory: Option<OwnedFd>,
+    /// What a disk limit is the size of.
+    pub(crate) volume: Option<Volume>,
     pub(crate) enforcement: Arc<[Enforcement]>,
     pub(crate) burials: Arc<Burials>,
 }
@@ -246,6 +245,7 @@ impl Parts {
             init: self.init,
             cgroup: self.cgroup,
             lease: self.lease,
+            image: self.volume.and_then(Volume::into_image),
             burials: self.burials,
             _descriptors: (self.handle, self.meter),
         }
@@ -269,7 +269,7 @@ pub(crate) struct Running {
     cgroup: Option<Cgroup>,
     counters: Mutex<Gauge>,
     lease: Option<Lease>,
-    memory: Option<OwnedFd>,
+    volume: Option<Volume>,
     pub(crate) enforcement: Arc<[Enforcement]>,
     pub(crate) since: Instant,
     serial: AtomicU32,
@@ -289,7 +289,7 @@ impl Running {
             cgroup: parts.cgroup,
             counters: Mutex::new(Gauge { meter: parts.meter, last: Counters::default() }),
             lease: parts.lease,
-            memory: parts.memory,
+            volume: parts.volume,
             enforcement: parts.enforcement,
             since: Instant::now(),
             serial: AtomicU32::new(1),
@@ -316,11 +316,11 @@ impl Running {
         Ok(Some(gauge.last))
     }
 
-    /// What is stored: on disk in the sandbox's project, or in the instance's memory file system.
+    /// What is stored: on disk in the sandbox's project, or in a file system of the instance's own.
     pub(crate) fn disk_usage(&self) -> Result<Option<DiskUsage>, Error> {
-        match (&self.sandbox.inner.disk, &self.memory) {
+        match (&self.sandbox.inner.disk, &self.volume) {
             (Some(disk), _) => disk.usage().map(Some),
-            (None, Some(tmpfs)) => DiskUsage::of_memory(tmpfs.as_fd()).map(Some),
+            (None, Some(volume)) => volume.usage().map(Some),
             (None, None) => Ok(None),
         }
     }
@@ -434,6 +434,7 @@ impl Drop for Running {
             init: Arc::clone(&self.init),
             cgroup: self.cgroup.take(),
             lease: self.lease.take(),
+            image: self.volume.take().and_then(Volume::into_image),
             burials: Arc::clone(&self.sandbox.inner.burials),
             _descriptors: (Arc::clone(&self.handle), gauge.meter.take()),
         });

@@ -4,7 +4,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::thread::ThreadId;
+use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use cgroup::{Cgroup, Meter};
@@ -15,6 +15,7 @@ use userns::Lease;
 
 use crate::ahead::Wish;
 use crate::child::{Child, Watch};
+use crate::image::Image;
 use crate::init::Handle;
 use crate::outcome::Leftover;
 use crate::pool::Bell;
@@ -97,6 +98,7 @@ pub(crate) struct Grave {
     pub(crate) init: Arc<PidFd>,
     pub(crate) cgroup: Option<Cgroup>,
     pub(crate) lease: Option<Lease>,
+    pub(crate) image: Option<Image>,
     pub(crate) burials: Arc<Burials>,
     /// Descriptors that are closed with it and no earlier: at the end of the socket init would end at once, on the CPU of
     /// the caller, who waits for its outcome.
@@ -111,6 +113,8 @@ struct Burial {
     next: Instant,
     pause: Duration,
     phase: Phase,
+    /// Its image is being unmounted, which writes back all that is in it.
+    unmounting: Option<JoinHandle<()>>,
     reported: bool,
 }
 
@@ -127,7 +131,15 @@ enum Phase {
 impl Burial {
     fn new(grave: Grave) -> Self {
         let now = Instant::now();
-        Self { grave, since: now, next: now + REST, pause: RETRY_FIRST, phase: Phase::Resting, reported: false }
+        Self {
+            grave,
+            since: now,
+            next: now + REST,
+            pause: RETRY_FIRST,
+            phase: Phase::Resting,
+            unmounting: None,
+            reported: false,
+        }
     }
 
     /// One attempt; true when nothing is left.
@@ -143,7 +155,8 @@ impl Burial {
             }
             Err(why) if self.since.elapsed() > PATIENCE && !self.reported => {
                 self.reported = true;
-                self.report("a cgroup or its processes", why);
+                let what = if self.unmounting.is_some() { "a disk image" } else { "a cgroup or its processes" };
+                self.report(what, why);
             }
             Err(_) => {}
         }
@@ -164,6 +177,14 @@ impl Burial {
             }
             init.reap().map_err(|error| error.to_string())?;
             self.phase = Phase::Dead;
+            if let Some(image) = self.grave.image.take() {
+                // Without a thread it is dropped here.
+                let builder = std::thread::Builder::new().name("sandbox-unmount".to_owned());
+                self.unmounting = builder.spawn(move || drop(image)).ok();
+            }
+        }
+        if self.unmounting.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return Err("its disk image is still being unmounted".to_owned());
         }
         if let Some(cgroup) = &self.grave.cgroup {
             cgroup.remove(Duration::ZERO).map_err(|error| error.to_string())?;

@@ -58,6 +58,7 @@ mod feature;
 mod harden;
 mod host;
 mod identity;
+mod image;
 mod init;
 mod instance;
 mod keeper;
@@ -76,7 +77,7 @@ mod stdio;
 mod step;
 mod sys;
 
-pub use builder::{Builder, IdPool, IoRates, Network, Seccomp, Upper, User};
+pub use builder::{Builder, DiskImage, IdPool, IoRates, Network, Seccomp, Upper, User};
 pub use child::{Child, Signal};
 pub use command::Command;
 pub use doctor::{Finding, State, Support};

@@ -64,7 +64,8 @@ pub enum LimitKind {
     Memory,
     /// fork(2) or clone(2) was refused. Evidence: `pids.events` of the cgroup.
     Pids,
-    /// Disk space ran out. Evidence: the counters of the quota, or of the memory file system, at the end.
+    /// Disk space ran out. Evidence: the counters of the quota, or of the memory file system or
+    /// [disk image](crate::Builder::disk_image), at the end.
     Disk,
     /// Files on disk ran out. Evidence: likewise.
     Inodes,
@@ -136,7 +137,7 @@ pub struct Usage {
     pub oom_kills: Option<u64>,
     /// Bytes read from and written to block devices.
     pub io: Option<Io>,
-    /// Bytes that the quota charges, or that a limited memory file system holds: see
+    /// Bytes that the quota charges, or that a limited memory file system or disk image holds: see
     /// [`disk_max`](crate::Builder::disk_max). `None` where nothing counts.
     pub disk_bytes: Option<u64>,
     /// Files and directories there.

@@ -12,10 +12,11 @@ use ns::PidFd;
 use rustix::fs::{AtFlags, FlockOperation, MemfdFlags, Mode as Bits, OFlags, XattrFlags};
 use rustix::io::Errno;
 
-use crate::builder::Upper;
+use crate::builder::{DiskImage, Upper};
 use crate::disk::Disk;
 use crate::host::Privilege;
 use crate::identity::{Identity, Ids};
+use crate::image::Images;
 use crate::plan::Plan;
 use crate::rootfs;
 use crate::spawn;
@@ -40,6 +41,8 @@ pub(crate) struct Overlay {
     mode: u32,
     /// `None`: in memory.
     layer: Option<Layer>,
+    /// Not in memory but on the instance's image.
+    image: Option<DiskImage>,
     privilege: Privilege,
     /// Whether files show under the ids of the instance.
     mapped: bool,
@@ -76,11 +79,19 @@ impl Overlay {
             return Err(at(io::Error::from_raw_os_error(libc::ENOTDIR)));
         }
         let layer = match upper {
-            Upper::Tmpfs => None,
+            Upper::Tmpfs | Upper::DiskImage(_) => None,
             Upper::Dir(path) => Some(Layer::open(path, &lower)?),
         };
         let owner = (metadata.uid(), metadata.gid());
-        Ok(Some(Self { lower, owner, mode: metadata.mode() & 0o7777, layer, privilege, mapped: false }))
+        Ok(Some(Self {
+            lower,
+            owner,
+            mode: metadata.mode() & 0o7777,
+            layer,
+            image: plan.disk_image(),
+            privilege,
+            mapped: false,
+        }))
     }
 
     /// The upper directory, if it is one of the host.
@@ -95,9 +106,10 @@ impl Overlay {
         plan: &mut Plan,
         identity: &Identity,
         disk: Option<&Disk>,
+        images: Option<&Images>,
     ) -> Result<Option<Self>, Error> {
         let entry = Enforcement::wanted(Feature::Overlay, plan.mode(Feature::Overlay), None);
-        let memory = match self.find_out(plan, identity, disk)? {
+        let memory = match self.find_out(plan, identity, disk, images)? {
             Ok(memory) => memory,
             Err((why, fix)) => {
                 plan.set(entry.not(why, fix).check()?);
@@ -107,13 +119,17 @@ impl Overlay {
             }
         };
         for (feature, enforced) in memory.into_iter().flatten() {
-            if let Some(requested) = plan.requested(feature) {
-                let entry = Enforcement::wanted(feature, plan.mode(feature), Some(requested));
+            // With the reason, if it is in memory for want of an image.
+            if let Some(entry) = plan.feature(feature).filter(|entry| entry.requested.is_some()).cloned() {
                 plan.set(entry.by(enforced, "the size of the overlay's tmpfs"));
             }
         }
-        let upper = if self.layer.is_some() { "upper directory" } else { "tmpfs" };
-        let mut entry = entry.by(1, format!("overlayfs with a {upper}"));
+        let by = match (&self.layer, self.image) {
+            (Some(_), _) => "overlayfs with an upper directory".to_owned(),
+            (None, Some(filesystem)) => format!("overlayfs with an {filesystem} image"),
+            (None, None) => "overlayfs with a tmpfs".to_owned(),
+        };
+        let mut entry = entry.by(1, by);
         if let Some((why, fix)) = self.weakness(identity) {
             plan.warnings.push(format!("overlay: {why}"));
             entry = entry.not(why, fix);
@@ -128,6 +144,7 @@ impl Overlay {
         plan: &Plan,
         identity: &Identity,
         disk: Option<&Disk>,
+        images: Option<&Images>,
     ) -> Result<Result<Memory, (String, String)>, Error> {
         if let Some(layer) = &self.layer {
             if let Err(refused) = layer.keeps_attributes(self.privilege) {
@@ -137,10 +154,10 @@ impl Overlay {
         }
         let ids = identity.take("trial of an overlay")?;
         self.mapped = self.privilege == Privilege::Root && !self.is_host();
-        let mut tried = self.with_room(disk, || self.mount(plan, identity, &ids));
+        let mut tried = self.with_room(disk, || self.mount(plan, identity, &ids, images));
         if self.mapped && tried.is_err() {
             self.mapped = false;
-            tried = self.with_room(disk, || self.mount(plan, identity, &ids));
+            tried = self.with_room(disk, || self.mount(plan, identity, &ids, images));
         }
         Ok(tried.map_err(|error| {
             let fix = fix(error.errno(), self.privilege).to_owned();
@@ -168,7 +185,8 @@ impl Overlay {
     }
 
     /// Mounts it in a child, with which it goes.
-    fn mount(&self, plan: &Plan, identity: &Identity, ids: &Ids) -> Result<Memory, Error> {
+    fn mount(&self, plan: &Plan, identity: &Identity, ids: &Ids, images: Option<&Images>) -> Result<Memory, Error> {
+        let image = images.map(Images::make).transpose()?;
         let steps = self.steps(plan.tmp_size, plan.tmp_inodes)?;
         let (ours, theirs) = spawn::channel()?;
         let upper_ids = self.upper_ids(ids)?;
@@ -177,9 +195,10 @@ impl Overlay {
         context.user_namespace = Some(ids.namespace.as_fd());
         context.upper_ids = upper_ids.as_ref().map(AsFd::as_fd);
         context.upper_owner = self.upper_owner(identity, ids);
+        context.image = image.as_ref().map(AsFd::as_fd);
         let within = (self.privilege == Privilege::User).then(|| ids.namespace.as_fd());
         spawn::in_mount_namespace(&steps, context, within)?;
-        if self.layer.is_some() {
+        if self.layer.is_some() || image.is_some() {
             return Ok(None);
         }
         let tmpfs = crate::sys::receive_fd(ours.as_fd())?;
@@ -191,6 +210,7 @@ impl Overlay {
     pub(crate) fn steps(&self, size: Option<u64>, inodes: Option<u64>) -> Result<Vec<Step>, Error> {
         let (lower, _) = rootfs::source(&self.lower, &[])?;
         let upper = match &self.layer {
+            None if self.image.is_some() => Step::UpperOnImage { mode: self.mode },
             None => Step::UpperInMemory { size: size.unwrap_or(MEMORY_SIZE), inodes, mode: self.mode },
             Some(layer) => Step::UpperOnDisk { source: rootfs::source(&layer.path, &[])?.0, map: self.mapped },
         };

@@ -12,7 +12,7 @@ use ns::Namespaces;
 use rlimit::{Limit, Limits, Resource};
 use userns::IdMap;
 
-use crate::builder::{Access, IdPool, IoRates, MountKind, MountOption, Network, Options, Seccomp, Upper, User};
+use crate::builder::{DiskImage, IdPool, IoRates, MountKind, MountOption, Network, Options, Seccomp, Upper, User};
 use crate::{Capability, Enforcement, Error, Feature, Landlock, Mode};
 
 /// The namespaces that a sandbox may share with its caller.
@@ -36,6 +36,9 @@ const DEFAULT_RLIMITS: [(Resource, u64); 3] =
 const HOSTNAME_MAX: usize = 64;
 /// More instances in waiting would mostly hold memory (about 300 KiB each).
 const PREPARED_MAX: usize = 4096;
+/// Smaller images hold little but the file system's own; larger ones no kernel has a file for.
+const IMAGE_MIN: u64 = 1 << 20;
+const IMAGE_MAX: u64 = 1 << 60;
 /// The kernel's bounds of a bandwidth period.
 const PERIOD_MIN: Duration = Duration::from_millis(1);
 const PERIOD_MAX: Duration = Duration::from_secs(1);
@@ -123,6 +126,7 @@ impl Plan {
         }
         plan.check_mounts(options)?;
         plan.overlay(options, &modes)?;
+        plan.check_image(options, &modes)?;
         check_environment(&options.env)?;
         for feature in FOUNDATION {
             plan.want(feature, modes.of(feature, Mode::Require), None);
@@ -160,19 +164,43 @@ impl Plan {
                 }
             }
             Upper::Tmpfs if options.disk_max.or(options.inodes_max).is_some() => {
-                let written = |mount: &MountOption| match mount.kind {
-                    MountKind::Bind { access, .. } => access != Access::ReadOnly,
-                    MountKind::Tmpfs { .. } => false,
-                };
-                if let Some(bind) = options.mounts.iter().find(|mount| written(mount)) {
+                if let Some(bind) = options.mounts.iter().find(|mount| mount.is_writable_on_disk()) {
                     let target = bind.target.display();
                     let why = format!("the overlay's layer in memory and {target} on disk are not counted together");
                     return Err(Error::invalid("disk_max", why));
                 }
             }
-            Upper::Tmpfs => {}
+            Upper::Tmpfs | Upper::DiskImage(_) => {}
         }
         Ok(())
+    }
+
+    /// An image is what a disk limit is made of, so it has a size and is the only place that is limited.
+    fn check_image(&self, options: &Options, modes: &Modes) -> Result<(), Error> {
+        let Some(filesystem) = self.disk_image() else { return Ok(()) };
+        let refused = |why: String| Err(Error::invalid("disk_image", why));
+        let mounts = || options.mounts.iter();
+        let images = mounts().filter(|mount| matches!(mount.kind, MountKind::Image(_))).count();
+        if images > 1 || (images == 1 && self.overlay.is_some()) {
+            return refused("one for each sandbox; of an overlay it is the layer (Upper::DiskImage)".to_owned());
+        }
+        match options.disk_max {
+            Some(bytes) if modes.of(Feature::DiskMax, Mode::Require) != Mode::Off => {
+                if !(IMAGE_MIN..=IMAGE_MAX).contains(&bytes) {
+                    return refused(format!("an image has a disk_max of {IMAGE_MIN} to {IMAGE_MAX} bytes"));
+                }
+            }
+            _ => return refused("its size is the limit: say disk_max".to_owned()),
+        }
+        if filesystem == DiskImage::Xfs && options.inodes_max.is_some() {
+            return refused("XFS does not count files, so inodes_max needs ext4".to_owned());
+        }
+        let written = mounts().find(|mount| mount.is_writable_on_disk()).map(|mount| mount.target.as_path());
+        let written = written.or(options.rootfs_writable.then_some(Path::new("/")));
+        match written {
+            Some(place) => refused(format!("it and {} on disk are not counted together", place.display())),
+            None => Ok(()),
+        }
     }
 
     fn namespaces(&mut self, options: &Options, modes: &Modes) -> Result<(), Error> {
@@ -399,6 +427,35 @@ impl Plan {
             targets.push(normal);
         }
         Ok(())
+    }
+
+    /// The file system of the image that programs write to.
+    pub(crate) fn disk_image(&self) -> Option<DiskImage> {
+        let layer = match &self.overlay {
+            Some((_, Upper::DiskImage(filesystem))) => Some(*filesystem),
+            _ => None,
+        };
+        let mut mounts = self.mounts.iter().filter_map(|mount| match mount.kind {
+            MountKind::Image(filesystem) => Some(filesystem),
+            _ => None,
+        });
+        layer.or_else(|| mounts.next())
+    }
+
+    /// Whether the disk limit is the size of an image, or of what is mounted instead of one.
+    pub(crate) fn has_volume(&self) -> bool {
+        self.disk_image().is_some() || self.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Memory { .. }))
+    }
+
+    /// Memory of the same size, where an image is only preferred and cannot be had.
+    pub(crate) fn replace_image_by_memory(&mut self) {
+        if let Some((_, upper @ Upper::DiskImage(_))) = &mut self.overlay {
+            *upper = Upper::Tmpfs;
+        }
+        let (size, inodes) = (self.requested(Feature::DiskMax).unwrap_or_default(), self.requested(Feature::InodesMax));
+        for mount in self.mounts.iter_mut().filter(|mount| matches!(mount.kind, MountKind::Image(_))) {
+            mount.kind = MountKind::Memory { size, inodes };
+        }
     }
 
     /// Puts in what was found out about a feature on this host.
@@ -630,6 +687,40 @@ mod tests {
         let with_bind = refused(|b| b.overlay("/image", Upper::Tmpfs).bind("/a", "/data").disk_max(1 << 20));
         assert!(with_bind.contains("/data on disk"), "{with_bind}");
         plan(|b| b.overlay("/image", on_disk()).bind("/a", "/data").disk_max(1 << 20)).unwrap();
+    }
+
+    #[test]
+    fn an_image_is_the_one_place_that_is_limited() {
+        let image = |b: &mut Builder| _ = b.disk_image("/data", DiskImage::Ext4);
+        let planned = plan(|b| {
+            image(b);
+            b.disk_max(1 << 20).inodes_max(100)
+        });
+        assert_eq!(planned.unwrap().disk_image(), Some(DiskImage::Ext4));
+        let layer = || Upper::DiskImage(DiskImage::Xfs);
+        assert_eq!(
+            plan(|b| b.overlay("/image", layer()).disk_max(1 << 30)).unwrap().disk_image(),
+            Some(DiskImage::Xfs)
+        );
+        assert!(refused(|b| b.overlay("/image", layer())).contains("say disk_max"));
+        assert!(refused(|b| b.overlay("/image", layer()).disk_max(1 << 30).inodes_max(9)).contains("needs ext4"));
+        for (words, change) in [
+            ("say disk_max", (|b| b) as fn(&mut Builder) -> &mut Builder),
+            ("say disk_max", |b| b.disk_max(1 << 20).off(Feature::DiskMax)),
+            ("1048576 to", |b| b.disk_max(1 << 19)),
+            ("1048576 to", |b| b.disk_max(u64::MAX)),
+            ("/place on disk", |b| b.disk_max(1 << 20).bind("/a", "/place")),
+            ("/ on disk", |b| b.disk_max(1 << 20).rootfs("/a").rootfs_writable(true)),
+            ("one for each", |b| b.disk_max(1 << 20).disk_image("/more", DiskImage::Ext4)),
+            ("one for each", |b| b.disk_max(1 << 20).overlay("/image", Upper::Tmpfs)),
+            ("twice", |b| b.disk_max(1 << 20).tmpfs("/data", None)),
+        ] {
+            let why = refused(|b| {
+                image(b);
+                change(b)
+            });
+            assert!(why.contains(words), "{words}: {why}");
+        }
     }
 
     #[test]

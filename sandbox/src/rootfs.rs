@@ -151,7 +151,7 @@ impl Rootfs {
             this.devices(submounts, &mut attached)?;
         }
         if plan.proc {
-            this.mount_private("/proc", NewFilesystem::Proc)?;
+            this.mount_private(Path::new("/proc"), NewFilesystem::Proc)?;
             // Some settings are open to root of the namespace that they are of, even without a capability.
             this.private.push(Step::CoverReadOnly(c"/proc/sys".into()));
             // Before Linux 5.13 everybody reads the names of all processes of the machine here.
@@ -197,7 +197,7 @@ impl Rootfs {
 
     /// The usual `/tmp`, or one that a disk limit is made of.
     fn tmp(&mut self, plan: &Plan) -> Result<(), Error> {
-        self.tmpfs_private("/tmp", plan.tmp_size.or(Some(TMP_SIZE)), plan.tmp_inodes, plan.tmp_limited())
+        self.tmpfs_private(Path::new("/tmp"), plan.tmp_size.or(Some(TMP_SIZE)), plan.tmp_inodes, plan.tmp_limited())
     }
 
     /// Shows a file, directory or symbolic link of the host in its place, if the host has it.
@@ -270,19 +270,23 @@ impl Rootfs {
         submounts: &[PathBuf],
         attached: &mut Vec<Step>,
     ) -> Result<(), Error> {
+        let target = mount.target.as_path();
+        if !matches!(mount.kind, MountKind::Bind { .. }) {
+            let covered = |step: &Step| matches!(step, Step::Mount { path, .. } if path_of(path) == target);
+            self.private.retain(|step| !covered(step));
+        }
         match &mount.kind {
             MountKind::Tmpfs { size } => {
-                let target = mount.target.to_str().ok_or_else(|| Error::invalid("tmpfs", "the path is not UTF-8"))?;
-                self.private
-                    .retain(|step| !matches!(step, Step::Mount { path, .. } if path.to_bytes() == target.as_bytes()));
                 // A limit that `/tmp` has to keep holds for the caller's, too.
-                let counted = target == "/tmp" && plan.tmp_limited();
+                let counted = target == Path::new("/tmp") && plan.tmp_limited();
                 let (size, inodes) = match counted {
                     true => ([*size, plan.tmp_size].into_iter().flatten().min(), plan.tmp_inodes),
                     false => (*size, None),
                 };
                 self.tmpfs_private(target, size, inodes, counted)
             }
+            MountKind::Image(_) => self.mount_private(target, NewFilesystem::Image),
+            MountKind::Memory { size, inodes } => self.tmpfs_private(target, Some(*size), *inodes, true),
             MountKind::Bind { source, access } => {
                 let attributes = if *access == Access::ReadOnly { READ_ONLY } else { PLAIN };
                 let owned = *access == Access::Owned && self.how.owners;
@@ -365,7 +369,7 @@ impl Rootfs {
 
     fn tmpfs_private(
         &mut self,
-        target: &str,
+        target: &Path,
         size: Option<u64>,
         inodes: Option<u64>,
         counted: bool,
@@ -373,13 +377,12 @@ impl Rootfs {
         self.mount_private(target, NewFilesystem::Tmpfs { size, inodes, mode: 0o1777, attributes: PLAIN, counted })
     }
 
-    fn mount_private(&mut self, target: &str, filesystem: NewFilesystem) -> Result<(), Error> {
-        let path = Path::new(target);
+    fn mount_private(&mut self, path: &Path, filesystem: NewFilesystem) -> Result<(), Error> {
         if !self.is_private(path) && !self.binds.iter().any(|bind| is_below(path, &bind.target)) {
             self.point(path, true)?;
         }
         self.private_targets.push(path.to_owned());
-        self.private.push(Step::Mount { filesystem, path: text(target)? });
+        self.private.push(Step::Mount { filesystem, path: c_string(path)? });
         Ok(())
     }
 
@@ -398,7 +401,11 @@ impl Rootfs {
 }
 
 fn is_below(path: &Path, above: &CString) -> bool {
-    path.starts_with(Path::new(std::ffi::OsStr::from_bytes(above.to_bytes())))
+    path.starts_with(path_of(above))
+}
+
+fn path_of(path: &CString) -> &Path {
+    Path::new(std::ffi::OsStr::from_bytes(path.to_bytes()))
 }
 
 /// What a bind shows, and whether it is a directory.
@@ -429,10 +436,6 @@ fn link(target: &Path, path: &Path) -> Result<Step, Error> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let name = Path::new(path.file_name().unwrap_or_default());
     Ok(Step::MakeLink { target: c_string(target)?, directory: c_string(directory)?, name: c_string(name)? })
-}
-
-fn text(text: &str) -> Result<CString, Error> {
-    c_string(Path::new(text))
 }
 
 #[cfg(test)]

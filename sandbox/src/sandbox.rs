@@ -13,10 +13,11 @@ use userns::{IdMap, Setgroups};
 
 use crate::ahead::{Ahead, Provisions, Wish};
 use crate::builder::{Access, MountKind, Options, Seccomp};
-use crate::disk::Disk;
+use crate::disk::{Disk, Volume};
 use crate::harden::seccomp;
 use crate::host::{self, Privilege};
 use crate::identity::Identity;
+use crate::image::Images;
 use crate::init::{Handle, protocol};
 use crate::instance::{Instance, Parts, Running};
 use crate::keeper::{self, Burials, Refill};
@@ -101,6 +102,7 @@ pub(crate) struct Inner {
     pub(crate) ahead: Option<Ahead>,
     pub(crate) disk: Option<Disk>,
     pub(crate) overlay: Option<Overlay>,
+    images: Option<Images>,
     /// The child hands over a descriptor of the memory file system that a disk limit is made of.
     counts_memory: bool,
     privilege: Privilege,
@@ -133,12 +135,14 @@ impl Sandbox {
             refuse_owned(&plan)?;
         }
         let name = crate::recover::name_prefix()?;
+        let mut images = Images::new(&mut plan, privilege)?;
         let mut overlay = Overlay::open(&plan, privilege)?;
         // Before the overlay's directories are made, so that they belong to the project.
         let mut disk = Disk::new(&mut plan, overlay.as_ref(), &name)?;
         if let Some(untried) = overlay.take() {
-            overlay = untried.try_out(&mut plan, &identity, disk.as_ref())?;
+            overlay = untried.try_out(&mut plan, &identity, disk.as_ref(), images.as_ref())?;
             if overlay.is_none() && disk.is_none() {
+                images = None;
                 disk = Disk::new(&mut plan, None, &name)?;
             }
         }
@@ -234,6 +238,7 @@ impl Sandbox {
                 ahead,
                 overlay,
                 disk,
+                images,
                 counts_memory,
                 privilege,
             }))),
@@ -339,8 +344,9 @@ impl Inner {
         let owners =
             self.owners.iter().map(|owner| owner_namespace(*owner, ids.outside)).collect::<Result<Vec<_>, _>>()?;
         let group = self.resources.as_ref().map(|resources| resources.group(&name)).transpose()?;
+        let image = self.images.as_ref().map(Images::make).transpose()?;
         let (ours, theirs) = spawn::channel()?;
-        Ok(Provisions { ids, owners, group, meter: None, ours, theirs, network: None })
+        Ok(Provisions { ids, owners, group, image, meter: None, ours, theirs, network: None })
     }
 
     /// Whether a start can move into a network namespace that was made by this process before.
@@ -350,7 +356,7 @@ impl Inner {
 
     /// Starts the process.
     fn start(&self, provisions: Provisions, notify_ready: bool) -> Result<Parts, Error> {
-        let Provisions { ids, owners, group, meter, ours, theirs, network } = provisions;
+        let Provisions { ids, owners, group, image, meter, ours, theirs, network } = provisions;
         let config = if notify_ready { &self.config_ready } else { &self.config };
         crate::init::send(ours.as_fd(), config, &[])
             .map_err(|error| Error::setup("send init its configuration", error))?;
@@ -362,6 +368,7 @@ impl Inner {
         context.upper_ids = upper_ids.as_ref().map(AsFd::as_fd);
         context.upper_owner = self.overlay.as_ref().and_then(|overlay| overlay.upper_owner(&self.identity, &ids));
         context.channel = memory.as_ref().map(|(_, theirs)| theirs.as_fd());
+        context.image = image.as_ref().map(AsFd::as_fd);
         context.owners = &owners;
         context.join = &join;
         context.template = self.template.as_ref().map(AsFd::as_fd);
@@ -386,6 +393,7 @@ impl Inner {
         drop(join);
         let (born, refused) = started?;
         let memory = memory.map(|(ours, _)| crate::sys::receive_fd(ours.as_fd())).transpose()?;
+        let volume = image.map(Volume::Image).or(memory.map(Volume::Memory));
         let enforcement = self.report(group.as_ref().and_then(|group| group.differs.as_ref()), &refused);
         // Off the path of whoever will use it.
         let meter = meter.or_else(|| group.as_ref().filter(|_| notify_ready).and_then(Group::warm_meter));
@@ -396,7 +404,7 @@ impl Inner {
             cgroup: group.and_then(Group::into_cgroup),
             meter,
             lease: ids.lease,
-            memory,
+            volume,
             enforcement,
             burials: Arc::clone(&self.burials),
         })

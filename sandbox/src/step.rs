@@ -64,6 +64,10 @@ pub(crate) enum Step {
         inodes: Option<u64>,
         mode: u32,
     },
+    /// The layer for changes is the instance's image.
+    UpperOnImage {
+        mode: u32,
+    },
     /// The layer for changes lies in a directory of the host.
     UpperOnDisk {
         source: Source,
@@ -154,6 +158,8 @@ pub(crate) enum NewFilesystem {
         attributes: Attributes,
         counted: bool,
     },
+    /// The instance's image, which the parent has mounted.
+    Image,
     Devpts,
 }
 
@@ -180,6 +186,8 @@ pub(crate) struct Context<'a> {
     pub(crate) channel: Option<BorrowedFd<'a>>,
     /// Shows the owners of the upper layer on disk as the instance's ids.
     pub(crate) upper_ids: Option<BorrowedFd<'a>>,
+    /// The instance's image, mounted.
+    pub(crate) image: Option<BorrowedFd<'a>>,
     /// Who is to own the top of the upper layer, in ids of the child.
     pub(crate) upper_owner: Option<(u32, u32)>,
     pub(crate) init: Option<sys::InitFds<'a>>,
@@ -217,6 +225,7 @@ impl<'a> Context<'a> {
             user_namespace: None,
             channel: None,
             upper_ids: None,
+            image: None,
             upper_owner: None,
             init: None,
             root: None,
@@ -292,14 +301,12 @@ impl Step {
             Self::UpperInMemory { size, inodes, mode } => {
                 let options = Tmpfs { size: Some(*size), inodes: *inodes, mode: Some(0o700), owner: None };
                 let tree = mount::tmpfs(&options, PLAIN)?;
-                // An overlay takes attached layers only (before Linux 6.15), and this place goes with the old root.
-                mount::attach(tree.as_fd(), needed(context.lower.as_ref())?.as_fd())?;
-                for (name, mode) in [(UPPER, *mode), (WORK, 0o700)] {
-                    rustix::fs::mkdirat(&tree, name, mode.into()).map_err(errno)?;
-                }
                 sys::send_fd(needed(context.channel)?, tree.as_fd())?;
-                context.upper = Some(ManuallyDrop::new(tree));
-                own_upper(context)
+                new_layer(context, tree, *mode)
+            }
+            Self::UpperOnImage { mode } => {
+                let tree = NewFilesystem::Image.mount(context)?;
+                new_layer(context, tree, *mode)
             }
             Self::UpperOnDisk { source, map } => {
                 let place = source.open()?;
@@ -333,7 +340,7 @@ impl Step {
             Self::CopyBind(number) => copy_bind(context, *number),
             Self::AttachBind(number) => attach_bind(context, *number),
             Self::Mount { filesystem, path } => {
-                let tree = filesystem.mount()?;
+                let tree = filesystem.mount(context)?;
                 let target = match open_in_root(context.root()?, path, PLACE) {
                     Err(missing) if missing.raw() == libc::ENOENT => create_dir_in_root(context.root()?, path, 0o755)?,
                     opened => opened?,
@@ -396,6 +403,7 @@ impl Step {
             Self::MapRoot => ("map the owners of the root file system", None),
             Self::LowerLayer { source, .. } => ("use as lower layer", Some(source.path())),
             Self::UpperInMemory { .. } => ("make the upper layer in memory", None),
+            Self::UpperOnImage { .. } => ("make the upper layer on the disk image", None),
             Self::UpperOnDisk { source, .. } => ("use as upper layer", Some(source.path())),
             Self::OverlayRoot { .. } => ("mount the overlay", None),
             Self::RestrictRoot { .. } => ("restrict the root file system", None),
@@ -455,13 +463,17 @@ impl Source {
 }
 
 impl NewFilesystem {
-    fn mount(&self) -> Result<OwnedFd, Errno> {
+    fn mount(&self, context: &Context<'_>) -> Result<OwnedFd, Errno> {
         match *self {
             Self::Proc => mount::proc(mount::Proc { hide_others: true, only_processes: false }, Attributes::empty()),
             Self::Tmpfs { size, inodes, mode, attributes, .. } => {
                 // Empty files cost no page but a kilobyte of the kernel's memory, so they are bounded with the size.
                 let inodes = inodes.or(size.map(|size| (size / 4096).max(1024)));
                 mount::tmpfs(&Tmpfs { size, inodes, mode: Some(mode), owner: None }, attributes)
+            }
+            Self::Image => {
+                // A descriptor of the child's own, as for all others.
+                rustix::io::fcntl_dupfd_cloexec(needed(context.image)?, 0).map_err(errno)
             }
             Self::Devpts => mount::devpts(256, Attributes::empty()),
         }
@@ -476,6 +488,17 @@ fn layer(place: OwnedFd, user_namespace: Option<BorrowedFd<'_>>) -> Result<Owned
     // As above: attached, where it goes with the old root.
     mount::attach(tree.as_fd(), place.as_fd())?;
     Ok(tree)
+}
+
+/// A new file system as the upper layer of an overlay.
+fn new_layer(context: &mut Context<'_>, tree: OwnedFd, mode: u32) -> Result<(), Errno> {
+    // An overlay takes attached layers only (before Linux 6.15), and this place goes with the old root.
+    mount::attach(tree.as_fd(), needed(context.lower.as_ref())?.as_fd())?;
+    for (name, mode) in [(UPPER, mode), (WORK, 0o700)] {
+        rustix::fs::mkdirat(&tree, name, mode.into()).map_err(errno)?;
+    }
+    context.upper = Some(ManuallyDrop::new(tree));
+    own_upper(context)
 }
 
 /// The root of the overlay has the owner of the upper layer's top.

@@ -167,6 +167,50 @@ fn close_others_at_exec(program: i32) -> Result<(), Errno> {
     }
 }
 
+/// The number of a loop device that nobody uses at this moment; made if there is none.
+pub(crate) fn free_loop_device(control: BorrowedFd<'_>) -> io::Result<u32> {
+    const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
+    // SAFETY: the command takes no argument and answers by a number.
+    let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+    u32::try_from(number).map_err(|_| io::Error::last_os_error())
+}
+
+/// `struct loop_config` of linux/loop.h with its `struct loop_info64`.
+#[repr(C)]
+struct LoopConfig {
+    file: u32,
+    block_size: u32,
+    /// `lo_device` to `lo_sizelimit`.
+    numbers: [u64; 5],
+    /// `lo_number`, `lo_encrypt_type` and `lo_encrypt_key_size`.
+    unused: [u32; 3],
+    flags: u32,
+    /// Both names, the key and `lo_init`.
+    names: [u8; 64 + 64 + 32 + 16],
+    reserved: [u64; 8],
+}
+
+const _: () = assert!(size_of::<LoopConfig>() == 304);
+const _: () = assert!(std::mem::offset_of!(LoopConfig, flags) == 8 + 52);
+
+/// Makes a loop device of a file, until it has no user any more. Linux 5.8; man page: loop(4).
+pub(crate) fn configure_loop_device(device: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<()> {
+    const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
+    const LO_FLAGS_AUTOCLEAR: u32 = 4;
+    let config = LoopConfig {
+        file: file.as_raw_fd().unsigned_abs(),
+        block_size: 0,
+        numbers: [0; 5],
+        unused: [0; 3],
+        flags: LO_FLAGS_AUTOCLEAR,
+        names: [0; 176],
+        reserved: [0; 8],
+    };
+    // SAFETY: both descriptors are open; the command only reads one `loop_config`, and `config` is a whole one.
+    let answer = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, ptr::from_ref(&config)) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Whether the kernel has mount_setattr(2) and lets us call it.
 pub(crate) fn has_mount_setattr() -> bool {
     // SAFETY: the bad descriptor makes it fail before it reads anything.
