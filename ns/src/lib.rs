@@ -66,7 +66,7 @@ pub mod support;
 mod sys;
 mod text;
 
-pub use child::{close, exit, set_signal_mask, unshare};
+pub use child::{close, exit, keep_descriptors_below, set_signal_mask, unshare};
 pub use error::{Errno, Error};
 pub use exec::Program;
 pub use flags::{Kind, Namespaces};

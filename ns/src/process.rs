@@ -88,7 +88,8 @@ impl<'fd> Clone<'fd> {
 
     /// Shares the descriptor table with the caller (`CLONE_FILES`): what the child opens stays open here. Default: no.
     ///
-    /// A sharing child must not change descriptors that others use, so no `dup2` onto them and no `close_range`.
+    /// A sharing child must not change descriptors that others use, so no `dup2` onto them and no `close_range`, until
+    /// it has [taken a table of its own](crate::keep_descriptors_below).
     pub const fn files(mut self, shared: bool) -> Self {
         self.files = shared;
         self

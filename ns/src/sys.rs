@@ -116,6 +116,15 @@ pub(crate) fn unshare(flags: u64) -> Result<(), Errno> {
     unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(Errno::of)
 }
 
+/// `close_range(end, ~0, CLOSE_RANGE_UNSHARE)`. Linux 5.9.
+pub(crate) fn unshare_descriptors(end: i32) -> Result<(), Errno> {
+    const UNSHARE: usize = 2;
+    let first = u32::try_from(end).map_err(|_| Errno::from_raw(libc::EINVAL))?;
+    let arguments = [first as usize, u32::MAX as usize, UNSHARE, 0, 0, 0];
+    // SAFETY: numbers only. What closes is in a new table of the caller alone, a child that has no use for it.
+    result(unsafe { arch::syscall(libc::SYS_close_range as isize, arguments) }).map(drop)
+}
+
 /// `struct mount_attr` of `mount_setattr(2)`.
 #[repr(C)]
 #[derive(Debug, Default)]

@@ -7,7 +7,7 @@ mod common;
 
 use std::ffi::c_void;
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -178,6 +178,26 @@ fn files_are_shared_only_when_asked() {
             drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(raw) });
         }
     }
+}
+
+#[test]
+fn a_sharing_child_takes_the_low_end_of_the_table_for_itself() {
+    let open = || fs::File::open("/dev/null").unwrap();
+    let (low, high) = (open(), rustix::io::fcntl_dupfd_cloexec(open(), 300).unwrap());
+    let is_open = |fd: BorrowedFd<'_>| rustix::io::fcntl_getfd(fd).is_ok();
+    in_child(&plain().files(true), || {
+        assert!(is_open(high.as_fd()), "shared");
+        ns::keep_descriptors_below(high.as_raw_fd()).unwrap();
+        assert!(is_open(low.as_fd()) && !is_open(high.as_fd()));
+        let mine = rustix::io::fcntl_dupfd_cloexec(&low, high.as_raw_fd()).unwrap();
+        rustix::io::fcntl_setfd(&low, rustix::io::FdFlags::empty()).unwrap();
+        assert_eq!(mine.as_raw_fd(), high.as_raw_fd(), "nobody's number here");
+        std::mem::forget(mine);
+    })
+    .unwrap();
+    assert!(is_open(low.as_fd()) && is_open(high.as_fd()), "closed for the child alone");
+    assert_eq!(rustix::io::fcntl_getfd(&low).unwrap(), rustix::io::FdFlags::CLOEXEC, "changed for the child alone");
+    assert_eq!(ns::keep_descriptors_below(-1).unwrap_err().raw(), libc::EINVAL);
 }
 
 #[test]

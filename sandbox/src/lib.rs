@@ -63,6 +63,7 @@ mod init;
 mod instance;
 mod keeper;
 mod limits;
+mod low;
 mod outcome;
 mod overlay;
 mod plan;

@@ -20,7 +20,7 @@ use crate::image::Images;
 use crate::plan::Plan;
 use crate::rootfs;
 use crate::spawn;
-use crate::step::{Context, Step, UPPER, WORK};
+use crate::step::{Context, Handed, Step, UPPER, WORK};
 use crate::{Enforcement, Error, Feature};
 
 /// The layer in memory, where nobody says how large.
@@ -190,12 +190,15 @@ impl Overlay {
         let steps = self.steps(plan.tmp_size, plan.tmp_inodes)?;
         let (ours, theirs) = spawn::channel()?;
         let upper_ids = self.upper_ids(ids)?;
-        let mut context = Context::new(&[]);
-        context.channel = Some(theirs.as_fd());
-        context.user_namespace = Some(ids.namespace.as_fd());
-        context.upper_ids = upper_ids.as_ref().map(AsFd::as_fd);
+        let fds = Handed {
+            channel: Some(theirs.as_fd()),
+            user_namespace: Some(ids.namespace.as_fd()),
+            upper_ids: upper_ids.as_ref().map(AsFd::as_fd),
+            image: image.as_ref().map(AsFd::as_fd),
+            ..Handed::default()
+        };
+        let mut context = Context::new(&[], fds);
         context.upper_owner = self.upper_owner(identity, ids);
-        context.image = image.as_ref().map(AsFd::as_fd);
         let within = (self.privilege == Privilege::User).then(|| ids.namespace.as_fd());
         spawn::in_mount_namespace(&steps, context, within)?;
         if self.layer.is_some() || image.is_some() {

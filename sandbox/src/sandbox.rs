@@ -22,6 +22,7 @@ use crate::init::{Handle, protocol};
 use crate::instance::{Instance, Parts, Running};
 use crate::keeper::{self, Burials, Refill};
 use crate::limits::ProcessLimits;
+use crate::low::Numbers;
 use crate::outcome::Leftover;
 use crate::overlay::Overlay;
 use crate::plan::Plan;
@@ -29,7 +30,7 @@ use crate::pool::{Pool, PoolStats};
 use crate::resources::{self, Group, Resources};
 use crate::rootfs::{self, Mapping, Rootfs};
 use crate::spawn::{self, Refused, Start};
-use crate::step::{Bind, Context, Step};
+use crate::step::{Bind, Context, Handed, Step};
 use crate::{Builder, Capability, Command, Enforcement, Error, Feature, Mode};
 
 /// How long dropping the last handle waits for what is being taken down.
@@ -89,6 +90,8 @@ pub(crate) struct Inner {
     init: OwnedFd,
     pub(crate) null: OwnedFd,
     own_pidfd: OwnedFd,
+    /// Held while the sandbox is there; `None` where so many descriptors cannot be had.
+    low: Option<Arc<Numbers>>,
     pub(crate) process_limits: ProcessLimits,
     pub(crate) burials: Arc<Burials>,
     /// The process that built it; a fork of that one must not use it.
@@ -229,6 +232,7 @@ impl Sandbox {
                 init: host::init_memfd()?,
                 null: host::null()?,
                 own_pidfd: host::own_pidfd()?,
+                low: Numbers::of_this_process(),
                 process_limits,
                 burials: Arc::new(Burials::default()),
                 pid,
@@ -361,37 +365,37 @@ impl Inner {
         crate::init::send(ours.as_fd(), config, &[])
             .map_err(|error| Error::setup("send init its configuration", error))?;
         let cgroup = group.as_ref().and_then(Group::cgroup);
-        let join: Vec<_> = cgroup.map(|cgroup| cgroup.join_fds().collect()).unwrap_or_default();
         let upper_ids = self.overlay.as_ref().map(|overlay| overlay.upper_ids(&ids)).transpose()?.flatten();
         let memory = self.counts_memory.then(spawn::channel).transpose()?;
-        let mut context = Context::new(&self.binds);
-        context.upper_ids = upper_ids.as_ref().map(AsFd::as_fd);
+        let fds = Handed {
+            owners: owners.iter().map(AsFd::as_fd).collect(),
+            join: cgroup.map(|cgroup| cgroup.join_fds().collect()).unwrap_or_default(),
+            template: self.template.as_ref().map(AsFd::as_fd),
+            network: network.as_ref().map(AsFd::as_fd),
+            user_namespace: Some(ids.namespace.as_fd()),
+            channel: memory.as_ref().map(|(_, theirs)| theirs.as_fd()),
+            upper_ids: upper_ids.as_ref().map(AsFd::as_fd),
+            image: image.as_ref().map(AsFd::as_fd),
+            init: Some(crate::sys::InitFds {
+                program: self.init.as_fd(),
+                null: self.null.as_fd(),
+                socket: theirs.as_fd(),
+                host: self.own_pidfd.as_fd(),
+                lease: ids.lease.as_ref().map(userns::Lease::lock_fd),
+            }),
+        };
+        let mut context = Context::new(&self.binds, fds);
         context.upper_owner = self.overlay.as_ref().and_then(|overlay| overlay.upper_owner(&self.identity, &ids));
-        context.channel = memory.as_ref().map(|(_, theirs)| theirs.as_fd());
-        context.image = image.as_ref().map(AsFd::as_fd);
-        context.owners = &owners;
-        context.join = &join;
-        context.template = self.template.as_ref().map(AsFd::as_fd);
-        context.network = network.as_ref();
-        context.user_namespace = Some(ids.namespace.as_fd());
-        context.init = Some(crate::sys::InitFds {
-            program: self.init.as_fd(),
-            null: self.null.as_fd(),
-            socket: theirs.as_fd(),
-            host: self.own_pidfd.as_fd(),
-            lease: ids.lease.as_ref().map(userns::Lease::lock_fd),
-        });
         let within = (self.privilege == Privilege::User).then(|| ids.namespace.as_fd());
-        let started = spawn::start(Start {
+        let (born, refused) = spawn::start(Start {
             namespaces: if network.is_some() { self.namespaces - Namespaces::NETWORK } else { self.namespaces },
             steps: &self.steps,
             binds: &self.binds,
             context,
             into_cgroup: cgroup.and_then(cgroup::Cgroup::unified),
             within,
-        });
-        drop(join);
-        let (born, refused) = started?;
+            low: self.low.as_deref(),
+        })?;
         let memory = memory.map(|(ours, _)| crate::sys::receive_fd(ours.as_fd())).transpose()?;
         let volume = image.map(Volume::Image).or(memory.map(Volume::Memory));
         let enforcement = self.report(group.as_ref().and_then(|group| group.differs.as_ref()), &refused);

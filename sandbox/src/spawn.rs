@@ -20,7 +20,8 @@ use ns::{Born, Errno, Namespaces, Stack};
 use userns::{IdMap, Setgroups};
 
 use crate::Error;
-use crate::step::{Bind, Context, Step};
+use crate::low::Numbers;
+use crate::step::{Bind, Context, Handed, Step};
 
 /// Enough for the steps, and for the second child of an ordinary user.
 const STACK_SIZE: usize = 64 << 10;
@@ -55,8 +56,10 @@ fn with_stack<T>(work: impl FnOnce(&mut Stack) -> Result<T, Error>) -> Result<T,
 struct Birth<'a> {
     steps: &'a [Step],
     context: Context<'a>,
-    /// The step that is being run.
-    progress: usize,
+    /// The descriptor table is the parent's: only a copy of it below this number is to be the child's.
+    shared_from: Option<i32>,
+    /// The step that is being run; `None` before the first.
+    progress: Option<usize>,
     failure: Option<Errno>,
 }
 
@@ -64,24 +67,38 @@ impl Birth<'_> {
     /// The error in words, if a step failed.
     fn check(&self, binds: &[Bind]) -> Result<(), Error> {
         let Some(errno) = self.failure else { return Ok(()) };
-        let (words, path) = self.steps.get(self.progress).map_or(("run a step", None), |step| step.describe(binds));
+        let step = self.progress.and_then(|progress| self.steps.get(progress));
+        let (words, path) = step.map_or(("take a descriptor table of its own", None), |step| step.describe(binds));
         Err(Error::Setup { step: words.to_owned(), path, error: errno.into() })
     }
 }
 
-/// The child's half of a start.
+impl Birth<'_> {
+    /// The child's half of a start. Returns at the end of a list without an execve, and on failure.
+    fn live(&mut self) -> Result<(), Errno> {
+        if let Some(end) = self.shared_from {
+            ns::keep_descriptors_below(end)?;
+        }
+        rustix::process::umask(rustix::fs::Mode::empty());
+        for (index, step) in self.steps.iter().enumerate() {
+            self.progress = Some(index);
+            step.run(&mut self.context)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the child of a start runs.
 unsafe extern "C" fn child(argument: *mut c_void) -> ! {
     // SAFETY: the parent passed a `Birth` that outlives us, and sleeps.
     let birth = unsafe { &mut *argument.cast::<Birth<'_>>() };
-    rustix::process::umask(rustix::fs::Mode::empty());
-    for (index, step) in birth.steps.iter().enumerate() {
-        birth.progress = index;
-        if let Err(errno) = step.run(&mut birth.context) {
+    match birth.live() {
+        Ok(()) => ns::exit(0),
+        Err(errno) => {
             birth.failure = Some(errno);
-            ns::exit(127);
+            ns::exit(127)
         }
     }
-    ns::exit(0)
 }
 
 /// A child that makes another one from within a user namespace, for callers that are not root.
@@ -118,6 +135,8 @@ pub(crate) struct Start<'a> {
     pub(crate) into_cgroup: Option<BorrowedFd<'a>>,
     /// Enter this user namespace first, so that the others belong to it.
     pub(crate) within: Option<BorrowedFd<'a>>,
+    /// Spares the child the descriptors of this process, if nobody else starts at this moment.
+    pub(crate) low: Option<&'a Numbers>,
 }
 
 /// What preferred steps were refused.
@@ -129,11 +148,21 @@ pub(crate) struct Refused {
 
 /// Makes the process and waits until it has executed init or failed.
 pub(crate) fn start(start: Start<'_>) -> Result<(Born, Refused), Error> {
-    let mut clone = ns::Clone::new(start.namespaces);
+    let mut context = start.context;
+    let mut loan = start.low.and_then(Numbers::lend);
+    let mut shared_from = None;
+    if let Some(loan) = &mut loan {
+        let end = loan.end();
+        if let Some(lowered) = loan.lower(&context.fds)? {
+            context.fds = lowered;
+            shared_from = Some(end);
+        }
+    }
+    let mut clone = ns::Clone::new(start.namespaces).files(shared_from.is_some());
     if let Some(cgroup) = start.into_cgroup {
         clone = clone.into_cgroup(cgroup);
     }
-    let mut birth = Birth { steps: start.steps, context: start.context, progress: 0, failure: None };
+    let mut birth = Birth { steps: start.steps, context, shared_from, progress: None, failure: None };
     let born = match start.within {
         None => with_stack(|stack| {
             let argument = ptr::from_mut(&mut birth).cast();
@@ -262,8 +291,7 @@ pub(crate) fn channel() -> Result<(OwnedFd, OwnedFd), Error> {
 /// Makes the template mount namespace by `steps`, which end by sending it.
 pub(crate) fn mount_namespace(steps: &[Step], binds: &[Bind]) -> Result<OwnedFd, Error> {
     let (ours, theirs) = channel()?;
-    let mut context = Context::new(binds);
-    context.channel = Some(theirs.as_fd());
+    let context = Context::new(binds, Handed { channel: Some(theirs.as_fd()), ..Handed::default() });
     in_mount_namespace(steps, context, None)?;
     crate::sys::receive_fd(ours.as_fd())
 }
@@ -275,7 +303,8 @@ pub(crate) fn in_mount_namespace(
     within: Option<BorrowedFd<'_>>,
 ) -> Result<(), Error> {
     let binds = context.binds;
-    let (born, _) = start(Start { namespaces: Namespaces::MOUNT, steps, binds, context, into_cgroup: None, within })?;
+    let namespaces = Namespaces::MOUNT;
+    let (born, _) = start(Start { namespaces, steps, binds, context, into_cgroup: None, within, low: None })?;
     born.pidfd.wait(None)?;
     Ok(born.pidfd.reap().map(drop)?)
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use ns::mount::{self, Attributes, Overlay, Tmpfs};
 use ns::path::{Open, create_dir_in_root, create_file_in_root, open_in_root};
-use ns::{Errno, Namespace, Namespaces};
+use ns::{Errno, Namespaces};
 use rustix::fs::AtFlags;
 
 use crate::sys;
@@ -51,7 +51,7 @@ pub(crate) enum Step {
     DirectoryRoot(Source),
     /// Copies what is mounted at that directory.
     CopyRoot,
-    /// Shows that copy under the ids of [`Context::user_namespace`], what is mounted below its top excepted.
+    /// Shows that copy under the ids of [`Handed::user_namespace`], what is mounted below its top excepted.
     MapRoot,
     /// The directory of the host that an overlay shows, with its owners mapped to the instance's ids where that can be.
     LowerLayer {
@@ -143,7 +143,7 @@ pub(crate) struct Bind {
     pub(crate) target: CString,
     pub(crate) directory: bool,
     pub(crate) attributes: Attributes,
-    /// Shown under the ids of this number of [`Context::owners`].
+    /// Shown under the ids of this number of [`Handed::owners`].
     pub(crate) owner: Option<usize>,
 }
 
@@ -170,17 +170,16 @@ pub(crate) struct Raise {
     pub(crate) hard: u64,
 }
 
-/// What the steps work on: prepared by the parent, used by the child.
-#[derive(Debug)]
-pub(crate) struct Context<'a> {
-    pub(crate) binds: &'a [Bind],
+/// Descriptors of the parent's that the steps use.
+#[derive(Debug, Default)]
+pub(crate) struct Handed<'a> {
     /// User namespaces that map the owners of binds to the program's ids.
-    pub(crate) owners: &'a [OwnedFd],
+    pub(crate) owners: Vec<BorrowedFd<'a>>,
     /// `tasks` of each v1 group.
-    pub(crate) join: &'a [BorrowedFd<'a>],
+    pub(crate) join: Vec<BorrowedFd<'a>>,
     pub(crate) template: Option<BorrowedFd<'a>>,
-    /// Made before, with its loopback device up.
-    pub(crate) network: Option<&'a Namespace>,
+    /// A network namespace that was made before, with its loopback device up.
+    pub(crate) network: Option<BorrowedFd<'a>>,
     pub(crate) user_namespace: Option<BorrowedFd<'a>>,
     /// Where descriptors for the parent are sent to.
     pub(crate) channel: Option<BorrowedFd<'a>>,
@@ -188,9 +187,51 @@ pub(crate) struct Context<'a> {
     pub(crate) upper_ids: Option<BorrowedFd<'a>>,
     /// The instance's image, mounted.
     pub(crate) image: Option<BorrowedFd<'a>>,
+    pub(crate) init: Option<sys::InitFds<'a>>,
+}
+
+impl<'a> Handed<'a> {
+    pub(crate) fn count(&self) -> usize {
+        let single = [self.template, self.network, self.user_namespace, self.channel, self.upper_ids, self.image];
+        let of_init = self.init.as_ref().map_or(0, |init| 4 + usize::from(init.lease.is_some()));
+        self.owners.len() + self.join.len() + single.into_iter().flatten().count() + of_init
+    }
+
+    /// The same by the numbers that `number` gives.
+    pub(crate) fn by<'b, E>(
+        &self,
+        mut number: impl FnMut(BorrowedFd<'a>) -> Result<BorrowedFd<'b>, E>,
+    ) -> Result<Handed<'b>, E> {
+        Ok(Handed {
+            owners: self.owners.iter().map(|fd| number(*fd)).collect::<Result<_, _>>()?,
+            join: self.join.iter().map(|fd| number(*fd)).collect::<Result<_, _>>()?,
+            template: self.template.map(&mut number).transpose()?,
+            network: self.network.map(&mut number).transpose()?,
+            user_namespace: self.user_namespace.map(&mut number).transpose()?,
+            channel: self.channel.map(&mut number).transpose()?,
+            upper_ids: self.upper_ids.map(&mut number).transpose()?,
+            image: self.image.map(&mut number).transpose()?,
+            init: match &self.init {
+                None => None,
+                Some(init) => Some(sys::InitFds {
+                    program: number(init.program)?,
+                    null: number(init.null)?,
+                    socket: number(init.socket)?,
+                    host: number(init.host)?,
+                    lease: init.lease.map(&mut number).transpose()?,
+                }),
+            },
+        })
+    }
+}
+
+/// What the steps work on: prepared by the parent, used by the child.
+#[derive(Debug)]
+pub(crate) struct Context<'a> {
+    pub(crate) binds: &'a [Bind],
+    pub(crate) fds: Handed<'a>,
     /// Who is to own the top of the upper layer, in ids of the child.
     pub(crate) upper_owner: Option<(u32, u32)>,
-    pub(crate) init: Option<sys::InitFds<'a>>,
     /// The root being made.
     root: Option<ChildFd>,
     /// The overlay's layers.
@@ -215,19 +256,11 @@ struct Tree {
 }
 
 impl<'a> Context<'a> {
-    pub(crate) fn new(binds: &'a [Bind]) -> Self {
+    pub(crate) fn new(binds: &'a [Bind], fds: Handed<'a>) -> Self {
         Self {
             binds,
-            owners: &[],
-            join: &[],
-            template: None,
-            network: None,
-            user_namespace: None,
-            channel: None,
-            upper_ids: None,
-            image: None,
+            fds,
             upper_owner: None,
-            init: None,
             root: None,
             lower: None,
             upper: None,
@@ -256,7 +289,7 @@ impl Step {
         match self {
             Self::ResetOomScore => sys::reset_oom_score(),
             Self::JoinCgroups => {
-                for procs in context.join {
+                for procs in &context.fds.join {
                     rustix::io::write(procs, b"0").map_err(errno)?;
                 }
                 Ok(())
@@ -272,8 +305,8 @@ impl Step {
                 if *required { result } else { Ok(()) }
             }
             Self::Hostname(name) => rustix::system::sethostname(name.to_bytes()).map_err(errno),
-            Self::Network => match context.network {
-                Some(made) => made.enter(),
+            Self::Network => match context.fds.network {
+                Some(made) => sys::enter_network_namespace(made),
                 None => ns::net::loopback_up(),
             },
             Self::TmpfsRoot => {
@@ -289,19 +322,19 @@ impl Step {
                 context.set_root(mount::clone_tree(context.root()?, c"", true)?);
                 Ok(())
             }
-            Self::MapRoot => mount::set_idmap(context.root()?, needed(context.user_namespace)?, false),
+            Self::MapRoot => mount::set_idmap(context.root()?, needed(context.fds.user_namespace)?, false),
             Self::LowerLayer { source, map } => {
                 // What is attached from here on must not show on the host.
                 mount::make_private()?;
                 let place = source.open()?;
-                let user_namespace = map.then(|| needed(context.user_namespace)).transpose()?;
+                let user_namespace = map.then(|| needed(context.fds.user_namespace)).transpose()?;
                 context.lower = Some(ManuallyDrop::new(layer(place, user_namespace)?));
                 Ok(())
             }
             Self::UpperInMemory { size, inodes, mode } => {
                 let options = Tmpfs { size: Some(*size), inodes: *inodes, mode: Some(0o700), owner: None };
                 let tree = mount::tmpfs(&options, PLAIN)?;
-                sys::send_fd(needed(context.channel)?, tree.as_fd())?;
+                sys::send_fd(needed(context.fds.channel)?, tree.as_fd())?;
                 new_layer(context, tree, *mode)
             }
             Self::UpperOnImage { mode } => {
@@ -310,7 +343,7 @@ impl Step {
             }
             Self::UpperOnDisk { source, map } => {
                 let place = source.open()?;
-                let user_namespace = map.then(|| needed(context.upper_ids)).transpose()?;
+                let user_namespace = map.then(|| needed(context.fds.upper_ids)).transpose()?;
                 context.upper = Some(ManuallyDrop::new(layer(place, user_namespace)?));
                 own_upper(context)
             }
@@ -347,7 +380,9 @@ impl Step {
                 };
                 mount::attach_new(tree.as_fd(), target.as_fd())?;
                 match filesystem {
-                    NewFilesystem::Tmpfs { counted: true, .. } => sys::send_fd(needed(context.channel)?, tree.as_fd()),
+                    NewFilesystem::Tmpfs { counted: true, .. } => {
+                        sys::send_fd(needed(context.fds.channel)?, tree.as_fd())
+                    }
                     _ => Ok(()),
                 }
             }
@@ -363,17 +398,17 @@ impl Step {
                 mount::set_attributes(tree.as_fd(), Attributes::READ_ONLY, Attributes::empty(), false)
             }
             Self::Pivot => mount::pivot(context.root()?),
-            Self::SendMountNamespace => sys::send_mount_namespace(needed(context.channel)?),
+            Self::SendMountNamespace => sys::send_mount_namespace(needed(context.fds.channel)?),
             Self::EnterTemplate => {
-                sys::enter_mount_namespace(needed(context.template)?)?;
+                sys::enter_mount_namespace(needed(context.fds.template)?)?;
                 ns::unshare(Namespaces::MOUNT)?;
                 context.set_root(sys::open_directory(c"/")?);
                 Ok(())
             }
             Self::RaiseLimits(raises) => raises.iter().try_for_each(|raise| sys::raise_hard_limit(*raise)),
-            Self::EnterUserNamespace => sys::enter_user_namespace(needed(context.user_namespace)?),
+            Self::EnterUserNamespace => sys::enter_user_namespace(needed(context.fds.user_namespace)?),
             Self::KeepCapabilities { programs } => sys::keep_capabilities(*programs),
-            Self::ExecuteInit => sys::execute_init(needed(context.init.as_ref())?),
+            Self::ExecuteInit => sys::execute_init(needed(context.fds.init.as_ref())?),
         }
     }
 
@@ -473,7 +508,7 @@ impl NewFilesystem {
             }
             Self::Image => {
                 // A descriptor of the child's own, as for all others.
-                rustix::io::fcntl_dupfd_cloexec(needed(context.image)?, 0).map_err(errno)
+                rustix::io::fcntl_dupfd_cloexec(needed(context.fds.image)?, 0).map_err(errno)
             }
             Self::Devpts => mount::devpts(256, Attributes::empty()),
         }
@@ -515,7 +550,7 @@ fn copy_bind(context: &mut Context<'_>, number: usize) -> Result<(), Errno> {
     let fd = mount::clone_tree(place.as_fd(), c"", true)?;
     let bare = set_or_defer(fd.as_fd(), bind.attributes)?;
     if let Some(owner) = bind.owner {
-        let ids = needed(context.owners.get(owner))?;
+        let ids = needed(context.fds.owners.get(owner))?;
         mount::set_idmap(fd.as_fd(), ids.as_fd(), false)?;
     }
     *needed(context.trees.get_mut(number))? = Some(Tree { fd: ManuallyDrop::new(fd), bare });

@@ -71,6 +71,11 @@ pub(crate) fn enter_mount_namespace(namespace: BorrowedFd<'_>) -> Result<(), Err
     rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::Mount)).map_err(errno)
 }
 
+/// setns(2) into a network namespace.
+pub(crate) fn enter_network_namespace(namespace: BorrowedFd<'_>) -> Result<(), Errno> {
+    rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network)).map_err(errno)
+}
+
 /// setns(2) into a user namespace, with all capabilities over it.
 pub(crate) fn enter_user_namespace(namespace: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::User)).map_err(errno)
