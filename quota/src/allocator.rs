@@ -10,7 +10,7 @@ use rustix::fs::fstatvfs;
 
 use crate::record::{Known, Record};
 use crate::registry::{Locked, Registry, Slot};
-use crate::{Directory, Error, Filesystem, Kind, Limits, Names, Project, Report, Tag, Usage, sys};
+use crate::{Directory, Error, Filesystem, Kind, Limits, Names, Project, Report, Usage, sys};
 
 /// How long a release waits for XFS to count down what was just deleted (it does so in the background since 5.14).
 const SETTLE: Duration = Duration::from_secs(2);
@@ -221,11 +221,11 @@ fn lock_soon(slot: &Slot) -> Result<bool, Error> {
     }
 }
 
-/// The directory, if it is still there, is the same one, and bears the id.
+/// The directory, if it is still there, is the same one, and bears the id: inherited or no longer, as while it is cleared.
 fn root(id: u32, known: &Known) -> Option<Directory> {
     let directory = Directory::open(&known.path).ok()?;
     let same = directory.identity().is_ok_and(|identity| identity == known.identity);
-    let tagged = directory.tag().is_ok_and(|tag| tag == Tag { project: id, inherit: true });
+    let tagged = directory.tag().is_ok_and(|tag| tag.project == id);
     (same && tagged).then_some(directory)
 }
 

@@ -143,14 +143,20 @@ impl Directory {
         self.retag_content(project.id(), |old| old == 0)
     }
 
-    /// Takes the project away from the directory and from everything in it that bears the same one. Limits stay.
+    /// Takes the project away from everything in the directory that bears the same one as it, and at last from itself:
+    /// what a killed caller left undone, the next call does. Limits stay.
+    ///
+    /// Not changed, and named in [`Retagged::left`]: what [`assign_existing`](Self::assign_existing) does not change either.
     ///
     /// # Errors
     /// [`Error::File`], for the directory itself.
     pub fn clear(&self) -> Result<Retagged, Error> {
         let own = self.tag()?.project;
-        retag(self.fd.as_fd(), 0, false).map_err(Error::io("tag", &self.path))?;
-        self.retag_content(0, |old| old == own)
+        // From here on nothing new inherits it.
+        retag(self.fd.as_fd(), own, false).map_err(Error::io("tag", &self.path))?;
+        let retagged = self.retag_content(0, |old| old == own)?;
+        self.untag()?;
+        Ok(retagged)
     }
 
     pub(crate) fn identity(&self) -> Result<(u64, u64), Error> {

@@ -129,6 +129,8 @@ fn hint_suffix(op: &str, error: &io::Error) -> String {
 fn hint(op: &str, error: &io::Error) -> Option<&'static str> {
     Some(match (op, error.raw_os_error()?) {
         ("open", libc::ENOTDIR) => "give a directory; quota counts trees",
+        ("open", libc::ENOENT) => "make the directory first; a limit is one of a directory that exists",
+        ("open", libc::EACCES) => "the caller must be allowed to read the directory",
         ("Q_XGETQUOTA" | "Q_XGETNEXTQUOTA" | "Q_XSETQLIM" | "Q_XQUOTAON" | "Q_XQUOTAOFF", libc::EPERM) => {
             "limits and usage of projects need CAP_SYS_ADMIN in the initial user namespace"
         }
@@ -157,6 +159,8 @@ mod tests {
     fn every_hint_has_its_cause() {
         for (op, errno, words) in [
             ("open", libc::ENOTDIR, "give a directory"),
+            ("open", libc::ENOENT, "make the directory"),
+            ("open", libc::EACCES, "allowed to read"),
             ("Q_XGETQUOTA", libc::EPERM, "CAP_SYS_ADMIN"),
             ("Q_XSETQLIM", libc::ENOSYS, "without project quota"),
             ("Q_XQUOTAON", libc::ENOSYS, "only at mount"),
