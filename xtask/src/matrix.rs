@@ -115,9 +115,11 @@ const LIMITS: Tests = &["sandbox/tests/lifecycle", "sandbox/tests/memory", "sand
 const DISTRIBUTION: Tests = &["cgroup/tests/features", "sandbox/tests/cpus_and_disks", "sandbox/tests/landlock"];
 /// What User-Mode Linux 6.12 survives: it can panic when a process is killed that is just forking.
 const TAME: Tests = &[
+    "examples/tests/quota",
     "ns/",
     "quota/",
     "rlimit/",
+    "sandbox/tests/disk",
     "sandbox/tests/lifecycle",
     "sandbox/tests/memory",
     "sandbox/tests/pids",
