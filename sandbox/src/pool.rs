@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::instance::Parts;
 use crate::sandbox::Inner;
@@ -21,6 +21,9 @@ const BACKOFF_LAST: Duration = Duration::from_secs(10);
 /// Threads that start instances: more only wait for each other in the kernel.
 const THREADS_MAX: usize = 4;
 
+/// Clocks that drift apart by less than this are no sleep of the machine.
+const SLEEP_MIN: Duration = Duration::from_secs(1);
+
 /// How a pool has served so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -33,7 +36,7 @@ pub struct PoolStats {
     pub hits: u64,
     /// Takers that had to start their own.
     pub misses: u64,
-    /// Instances that were found dead when they were to be taken.
+    /// Instances that were found dead when they were to be taken, or had been started before the machine slept.
     pub stale: u64,
 }
 
@@ -66,9 +69,33 @@ struct Shared {
     stale: AtomicU64,
 }
 
+/// An instance that waits.
+#[derive(Debug)]
+struct Waiting {
+    parts: Parts,
+    since: (Instant, SystemTime),
+}
+
+impl Waiting {
+    fn new(parts: Parts) -> Self {
+        Self { parts, since: (Instant::now(), SystemTime::now()) }
+    }
+
+    /// Whether it is as good as a new one. What was started before the machine slept is not: nobody watched it meanwhile.
+    fn is_fresh(&self) -> bool {
+        was_awake(self.since.0.elapsed(), self.since.1.elapsed().ok()) && self.parts.is_alive()
+    }
+}
+
+/// By the two clocks' answers to how long ago something was. The first stands still while the machine sleeps; the second
+/// may also have been set, which makes no difference here.
+fn was_awake(awake: Duration, wall: Option<Duration>) -> bool {
+    wall.is_some_and(|wall| wall.abs_diff(awake) < SLEEP_MIN)
+}
+
 #[derive(Debug)]
 struct State {
-    ready: VecDeque<Parts>,
+    ready: VecDeque<Waiting>,
     /// Being started.
     coming: usize,
     target: usize,
@@ -124,13 +151,13 @@ impl Pool {
         let grown = state.target < shared.size;
         state.target = shared.size;
         loop {
-            let Some(parts) = state.ready.pop_front() else {
+            let Some(waiting) = state.ready.pop_front() else {
                 drop(state);
                 shared.misses.fetch_add(1, Ordering::Relaxed);
                 shared.changed.notify_all();
                 return None;
             };
-            if parts.is_alive() {
+            if waiting.is_fresh() {
                 // A refill at this moment would compete with the program that is about to start. The end of an instance
                 // asks for one, too, so only programs that stay take the pool down to its low water mark.
                 let low = state.ready.len() <= state.target / 2;
@@ -139,10 +166,10 @@ impl Pool {
                 if grown || low {
                     shared.changed.notify_all()
                 }
-                return Some(parts);
+                return Some(waiting.parts);
             }
             shared.stale.fetch_add(1, Ordering::Relaxed);
-            keeper::bury(parts.into_grave());
+            keeper::bury(waiting.parts.into_grave());
         }
     }
 
@@ -165,7 +192,7 @@ impl Pool {
         let waiting = std::mem::take(&mut state.ready);
         drop(state);
         self.shared.changed.notify_all();
-        waiting.into_iter().for_each(|parts| keeper::bury(parts.into_grave()));
+        waiting.into_iter().for_each(|waiting| keeper::bury(waiting.parts.into_grave()));
         let mut state = self.shared.lock();
         while state.coming > 0 {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
@@ -193,7 +220,7 @@ fn refill(shared: &Shared, sandbox: &Weak<Inner>) {
             Ok(parts) => {
                 backoff = BACKOFF_FIRST;
                 state.coming -= 1;
-                state.ready.push_back(parts);
+                state.ready.push_back(Waiting::new(parts));
             }
             Err(_) => {
                 // A taker starts its own meanwhile and gets the error itself.
@@ -227,9 +254,9 @@ fn wait_for_demand(shared: &Shared) -> bool {
         if quiet_for >= QUIET && state.target > low {
             state.target = low;
             let surplus = state.ready.len().saturating_sub(low);
-            let ended: Vec<Parts> = state.ready.drain(..surplus).collect();
+            let ended: Vec<Waiting> = state.ready.drain(..surplus).collect();
             drop(state);
-            ended.into_iter().for_each(|parts| keeper::bury(parts.into_grave()));
+            ended.into_iter().for_each(|waiting| keeper::bury(waiting.parts.into_grave()));
             state = shared.lock();
             continue;
         }
@@ -239,5 +266,19 @@ fn wait_for_demand(shared: &Shared) -> bool {
         } else {
             shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_that_disagree_have_seen_the_machine_asleep() {
+        let [hour, night] = [3600, 8 * 3600].map(Duration::from_secs);
+        assert!(was_awake(hour, Some(hour + Duration::from_millis(20))));
+        assert!(was_awake(hour, Some(hour - Duration::from_millis(20))));
+        assert!(!was_awake(hour, Some(hour + night)));
+        assert!(!was_awake(hour, None), "before it was started");
     }
 }
