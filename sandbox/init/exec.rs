@@ -45,12 +45,13 @@ struct Control {
 }
 
 /// Has the memory of the stacks there before the first request, which then meets no page fault in it.
+#[inline(never)]
 pub(crate) fn touch_stacks() {
     let top = STACK.get() as usize + size_of::<Stack>() - size_of::<usize>();
     // SAFETY: the last word of a static that nobody uses yet.
     unsafe { (top as *mut usize).write_volatile(0) };
-    // `serve` and what it calls need less.
-    core::hint::black_box([0u8; 3 << 10]);
+    // `serve` and `reap`, each with a frame of its own, need less.
+    core::hint::black_box([0u8; 4 << 10]);
 }
 
 /// What the child is told, and where it says what failed. It shares our memory and we sleep until it is gone.
@@ -58,11 +59,11 @@ struct Start<'a> {
     request: &'a Request,
     fds: &'a [i32],
     drop_capabilities: bool,
-    set_groups: bool,
     failure: Option<(u32, i32, u32)>,
 }
 
 /// Serves one message; false at the end of file.
+#[inline(never)] // see `touch_stacks`
 pub(crate) fn serve(init: &mut Init) -> bool {
     let mut control = Control { length: 0, level: 0, kind: 0, fds: [-1; FDS_MAX + 1] };
     let Some(count) = receive(&mut control) else { return false };
@@ -103,7 +104,6 @@ fn start(init: &mut Init, head: Request, fds: &[i32]) -> Result<(), (u32, i32, u
         request,
         fds: fds.get(..passed).unwrap_or_default(),
         drop_capabilities: init.config.flags & protocol::DROP_CAPABILITIES != 0,
-        set_groups: init.config.flags & protocol::SET_GROUPS != 0,
         failure: None,
     };
     let top = STACK.get() as usize + size_of::<Stack>();
@@ -206,11 +206,10 @@ fn prepare(start: &Start) -> Result<(), (u32, i32, u32)> {
         // SAFETY: soft and hard are the two words of a struct rlimit64.
         check(unsafe { syscall(nr::PRLIMIT64, args) }).map_err(|errno| (step::SET_LIMIT, errno, limit.resource))?;
     }
-    // SAFETY: numbers only; neither can fail for a fresh child in the session of its parent.
-    unsafe { syscall(nr::UMASK, [request.umask as usize, 0, 0, 0, 0, 0]) };
-    // SAFETY: as above. The process group is its own, so that a signal to it reaches no other program.
+    // The process group is its own, so that a signal to it reaches no other program.
+    // SAFETY: numbers only; a fresh child in the session of its parent may.
     unsafe { syscall(nr::SETPGID, [0; 6]) };
-    take_ids(start)?;
+    take_ids(request)?;
     if start.drop_capabilities {
         set_capabilities(request.capabilities, request.capabilities)
             .and_then(|()| raise_ambient(request.capabilities))
@@ -268,13 +267,8 @@ fn close_range(first: i32, last: i32) -> Result<(), i32> {
     check(unsafe { syscall(nr::CLOSE_RANGE, [first as usize, last as u32 as usize, 0, 0, 0, 0]) })
 }
 
-fn take_ids(start: &Start) -> Result<(), (u32, i32, u32)> {
-    let request = start.request;
-    if start.set_groups {
-        let args = [request.group_count as usize, request.groups as usize, 0, 0, 0, 0];
-        // SAFETY: `group_count` numbers lie at `groups`.
-        check(unsafe { syscall(nr::SETGROUPS, args) }).map_err(|errno| (step::SET_GROUPS, errno, 0))?;
-    }
+/// Supplementary groups it has none, as init.
+fn take_ids(request: &Request) -> Result<(), (u32, i32, u32)> {
     let (uid, gid) = (request.uid as usize, request.gid as usize);
     // SAFETY: numbers only.
     check(unsafe { syscall(nr::SETRESGID, [gid, gid, gid, 0, 0, 0]) }).map_err(|errno| (step::SET_GID, errno, 0))?;

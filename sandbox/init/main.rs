@@ -99,6 +99,8 @@ pub(crate) extern "C" fn main() -> ! {
             exit(0);
         }
         if fds[2].revents != 0 {
+            // First of all the answer that somebody waits for; whoever ends before the signal is taken back is reaped next.
+            init.programs.reap();
             let mut info = [0u8; 128];
             // SAFETY: one signalfd_siginfo is 128 bytes.
             unsafe { syscall(nr::READ, [signals as usize, info.as_mut_ptr() as usize, info.len(), 0, 0, 0]) };
@@ -176,6 +178,9 @@ fn set_up(init: &mut Init) -> Result<i32, Broken> {
     if config.filter_length != 0 {
         install_filter(config.filter_length, at + header as usize).map_err(|errno| (step::SECCOMP, errno))?;
     }
+    // What programs inherit. The mask for new files takes what others may write.
+    // SAFETY: a number.
+    unsafe { syscall(nr::UMASK, [0o022, 0, 0, 0, 0, 0]) };
     // A session without a terminal, for all programs: one of its own for each would cost it microseconds (autogroups).
     // SAFETY: takes nothing. It cannot fail, as a new process leads no group.
     unsafe { syscall(nr::SETSID, [0; 6]) };
@@ -185,10 +190,8 @@ fn set_up(init: &mut Init) -> Result<i32, Broken> {
 
 fn take_ids(config: &Config) -> Result<(), i32> {
     let (uid, gid) = (config.uid as usize, config.gid as usize);
-    if config.flags & protocol::SET_GROUPS != 0 {
-        // SAFETY: an empty list needs no memory.
-        check(unsafe { syscall(nr::SETGROUPS, [0; 6]) })?;
-    }
+    // SAFETY: an empty list needs no memory.
+    check(unsafe { syscall(nr::SETGROUPS, [0; 6]) })?;
     // SAFETY: numbers only.
     check(unsafe { syscall(nr::SETRESGID, [gid, gid, gid, 0, 0, 0]) })?;
     // SAFETY: numbers only.

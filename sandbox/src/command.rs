@@ -231,7 +231,6 @@ impl Command {
             notify_started,
             uid: inner.identity.uid,
             gid: inner.identity.gid,
-            groups: &[],
             capabilities: inner.plan.kept_capabilities(),
             program: &self.program,
             args: &self.args,

@@ -552,7 +552,7 @@ fn init_config(plan: &Plan, identity: &Identity, landlock: &[u8], notify_ready: 
         flags: notify_ready
             | wanted(Feature::NoNewPrivs, protocol::NO_NEW_PRIVS)
             | wanted(Feature::Capabilities, protocol::DROP_CAPABILITIES)
-            | identity.init_ids().map_or(0, |_| protocol::SET_GROUPS | protocol::TAKE_IDS),
+            | identity.init_ids().map_or(0, |_| protocol::TAKE_IDS),
         uid,
         gid,
         capabilities: plan.kept_capabilities(),

@@ -259,7 +259,7 @@ pub(crate) fn reply_from_bytes(bytes: &[u8; size_of::<protocol::Reply>()]) -> pr
     unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) }
 }
 
-const _: () = assert!(size_of::<protocol::Request>() == 9 * 8 + 8 * 4);
+const _: () = assert!(size_of::<protocol::Request>() == 8 * 8 + 6 * 4);
 const _: () = assert!(size_of::<protocol::Config>() == 8 + 6 * 4);
 
 /// The descriptor of the message that waits at `socket`.

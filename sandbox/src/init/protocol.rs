@@ -6,7 +6,7 @@
 //! every process of the instance.
 
 /// Changed whenever a layout below changes; init refuses a [`Config`] of another version.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// File descriptors that init is born with, besides `/dev/null` on 0, 1 and 2.
 pub(crate) const SOCKET_FD: i32 = 3;
@@ -72,13 +72,11 @@ pub(crate) const LANDLOCK_ALIGN: usize = 8;
 
 /// [`Config::flags`]: answer [`READY`] when hardened.
 pub(crate) const NOTIFY_READY: u32 = 1;
-/// [`Config::flags`]: setgroups(2) is permitted in this user namespace.
-pub(crate) const SET_GROUPS: u32 = 2;
 /// [`Config::flags`]: set no_new_privs.
 pub(crate) const NO_NEW_PRIVS: u32 = 4;
 /// [`Config::flags`]: drop capabilities (bounding set, and all sets of programs).
 pub(crate) const DROP_CAPABILITIES: u32 = 8;
-/// [`Config::flags`]: take `uid` and `gid`.
+/// [`Config::flags`]: take `uid` and `gid`, and drop all supplementary groups.
 pub(crate) const TAKE_IDS: u32 = 16;
 
 /// The head of each message to init.
@@ -92,8 +90,6 @@ pub(crate) struct Request {
     pub(crate) flags: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    pub(crate) umask: u32,
-    pub(crate) group_count: u32,
     pub(crate) fd_count: u32,
     pub(crate) rlimit_count: u32,
     /// Capabilities that the program keeps (permitted, effective, inheritable, ambient).
@@ -104,8 +100,6 @@ pub(crate) struct Request {
     pub(crate) envp: u64,
     /// 0 for the root, where init is.
     pub(crate) directory: u64,
-    /// `u32`s, `group_count` of them.
-    pub(crate) groups: u64,
     /// `i32`s in rising order, `fd_count` of them: the numbers that the passed descriptors get.
     pub(crate) targets: u64,
     /// [`Rlimit`]s, `rlimit_count` of them.
@@ -195,14 +189,13 @@ pub(crate) mod step {
         CLONE = 11: "make a process";
         PLACE_FD = 12: "place a file descriptor";
         SET_LIMIT = 13: "set a resource limit";
-        SET_GROUPS = 14: "set the supplementary groups";
-        SET_GID = 15: "set the group id";
-        SET_UID = 16: "set the user id";
-        SET_CAPABILITIES = 17: "set the capabilities";
-        DIRECTORY = 18: "change to the working directory";
-        EXECUTE = 19: "execute";
-        PASS_FDS = 20: "receive the passed file descriptors";
-        LANDLOCK = 21: "restrict init by Landlock";
-        LANDLOCK_PATH = 22: "allow by Landlock";
+        SET_GID = 14: "set the group id";
+        SET_UID = 15: "set the user id";
+        SET_CAPABILITIES = 16: "set the capabilities";
+        DIRECTORY = 17: "change to the working directory";
+        EXECUTE = 18: "execute";
+        PASS_FDS = 19: "receive the passed file descriptors";
+        LANDLOCK = 20: "restrict init by Landlock";
+        LANDLOCK_PATH = 21: "allow by Landlock";
     }
 }

@@ -19,7 +19,6 @@ pub(crate) struct Request<'a> {
     pub(crate) notify_started: bool,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    pub(crate) groups: &'a [u32],
     pub(crate) capabilities: u64,
     pub(crate) program: &'a OsStr,
     pub(crate) args: &'a [OsString],
@@ -90,7 +89,6 @@ impl Request<'_> {
             layout.add_string("env", &[name.as_bytes(), b"=", value.as_bytes()])?;
         }
         let envp = layout.addresses();
-        let groups = layout.array(self.groups.iter().flat_map(|group| group.to_ne_bytes()));
         let targets = layout.array(self.targets.iter().flat_map(|target| target.to_ne_bytes()));
         let rlimits = layout.array(self.rlimits.iter().flat_map(rlimit_bytes));
         let length = layout.bytes.len();
@@ -103,8 +101,6 @@ impl Request<'_> {
             flags,
             uid: self.uid,
             gid: self.gid,
-            umask: 0o022,
-            group_count: count(self.groups.len()),
             fd_count: count(self.targets.len()),
             rlimit_count: count(self.rlimits.len()),
             capabilities: self.capabilities,
@@ -112,7 +108,6 @@ impl Request<'_> {
             argv,
             envp,
             directory: if self.directory == "/" { 0 } else { directory },
-            groups,
             targets,
             rlimits,
         };
@@ -264,7 +259,6 @@ mod tests {
             notify_started: true,
             uid: 0,
             gid: 0,
-            groups: &[5],
             capabilities: 0,
             program: OsStr::new(program),
             args: &args,
