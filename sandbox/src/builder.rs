@@ -434,8 +434,10 @@ impl Builder {
     /// # Caveats
     /// The file takes blocks of this host as it is written to, and none is reserved: where the host's disk is full meanwhile,
     /// programs lose what they wrote, and fsync(2) says `ENOSPC` or `EIO`. [A warning](crate::Plan::warnings) tells when there
-    /// is too little room from the beginning. What was freed inside is given back with the instance. What is written passes
-    /// through the page cache twice, and nothing makes it durable.
+    /// is too little room from the beginning. What was freed inside is given back with the instance. When that ends, what the
+    /// page cache still holds is written before it is thrown away, in the background; [`close`](Sandbox::close) waits for it.
+    /// On a file system without direct I/O (tmpfs before Linux 6.6) what is written is cached twice, and on cgroup v2 a
+    /// program that writes more than its [`memory_max`](Self::memory_max) may be killed for it.
     ///
     /// # Errors
     /// [`Error::Invalid`] without `disk_max`, beside anything writable on disk, and for [`inodes_max`](Self::inodes_max) with

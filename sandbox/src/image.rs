@@ -6,10 +6,11 @@
 //! gone, whoever dies first.
 
 use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use ns::mount::Filesystem;
 use rustix::fs::{AtFlags, CWD, Mode as Bits, OFlags, SeekFrom};
@@ -23,7 +24,8 @@ use crate::plan::Plan;
 use crate::step::PLAIN;
 use crate::{Enforcement, Error, rootfs, sys};
 
-const BLOCK: u64 = 4096;
+/// Of the file systems and of their devices: then every disk can do direct transfers.
+const BLOCK: u32 = 4096;
 /// What directories and the maps of a few large files may take of what was asked for.
 const MARGIN: u64 = 64 << 10;
 /// How much more than asked for is no other limit: ext4 drops a last group that is too small to be of use.
@@ -67,7 +69,7 @@ impl DiskImage {
                 });
                 ("mkfs.ext4", arguments.into_iter().map(str::to_owned).collect())
             }
-            Self::Xfs => ("mkfs.xfs", ["-q", "-f", "-m", "reflink=0"].map(str::to_owned).into()),
+            Self::Xfs => ("mkfs.xfs", ["-q", "-f", "-s", "size=4096", "-m", "reflink=0"].map(str::to_owned).into()),
         }
     }
 
@@ -175,8 +177,9 @@ impl Images {
             return Err(("only host root can mount an image".to_owned(), fix.to_owned()));
         }
         let bytes = bytes.unwrap_or_default();
+        let explain = |error| explain(&error, &directory);
         std::fs::create_dir_all(&directory).map_err(|error| explain(Error::setup_at("make", &directory, error)))?;
-        let mut size = (bytes + MARGIN).max(filesystem.smallest()).next_multiple_of(BLOCK);
+        let mut size = (bytes + MARGIN).max(filesystem.smallest()).next_multiple_of(BLOCK.into());
         for _ in 0..PASSES {
             let template = make(filesystem, &directory, size, inodes).map_err(explain)?;
             let images = Self { filesystem, directory: directory.clone(), size, template };
@@ -184,7 +187,7 @@ impl Images {
             let room = empty.room;
             let missing = (bytes + MARGIN).saturating_sub(room);
             if missing > 0 {
-                size = (size + missing + missing / 8).next_multiple_of(BLOCK);
+                size = (size + missing + missing / 8).next_multiple_of(BLOCK.into());
                 continue;
             }
             if room > bytes + bytes / EXCESS + 2 * MARGIN {
@@ -265,20 +268,21 @@ const fn nearly(room: u64) -> u64 {
     if part < most { part } else { most }
 }
 
-fn explain(error: Error) -> Refusal {
+fn explain(error: &Error, directory: &Path) -> Refusal {
     let hint = error.hint();
     let (cause, hint) = cause_and_hint(error.to_string(), hint.as_deref());
-    (cause, hint.unwrap_or_else(|| "see the error".to_owned()))
+    (cause, hint.unwrap_or_else(|| format!("see the error; images lie in {}", directory.display())))
 }
 
 /// A file system as mkfs makes it.
 fn make(filesystem: DiskImage, directory: &Path, size: u64, inodes: Option<u64>) -> Result<OwnedFd, Error> {
     let file = new_file(directory, size)?;
     let (name, arguments) = filesystem.mkfs(inodes);
-    let failed = |error: io::Error| Error::setup_at("make a file system by", name, error);
+    let refused = |error: io::Error| Error::setup_at("make a file system by", name, error);
     let mut programs = PROGRAM_DIRECTORIES.iter().map(|directory| Path::new(directory).join(name));
-    let program = programs.find(|program| program.is_file()).ok_or_else(|| failed(Errno::NOENT.into()))?;
-    let input = file.try_clone().map_err(failed)?;
+    let program = programs.find(|program| program.is_file()).ok_or_else(|| refused(Errno::NOENT.into()))?;
+    let failed = |error: io::Error| Error::setup_at("run", name, error);
+    let (said, words) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
     // A path to a program and no closure, so that std does not fork. mkfs opens the file anew by the name of a descriptor.
     let mut child = Command::new(program)
         .args(arguments)
@@ -286,17 +290,15 @@ fn make(filesystem: DiskImage, directory: &Path, size: u64, inodes: Option<u64>)
         .env_clear()
         .env("LC_ALL", "C")
         .current_dir("/")
-        .stdin(input)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
+        .stdin(file.try_clone().map_err(failed)?)
+        .stdout(words.try_clone().map_err(failed)?)
+        .stderr(words)
         .spawn()
         .map_err(failed)?;
-    let mut said = String::new();
-    if let Some(stderr) = &mut child.stderr {
-        stderr.read_to_string(&mut said).map_err(failed)?;
-    }
+    let mut text = String::new();
+    File::from(said).read_to_string(&mut text).map_err(failed)?;
     match child.wait() {
-        Ok(status) if !status.success() => Err(failed(io::Error::other(first_line(&said, status)))),
+        Ok(status) if !status.success() => Err(refused(io::Error::other(first_line(&text, status)))),
         // A host program that ignores SIGCHLD loses the status: then the trial tells.
         Err(error) if error.raw_os_error() != Some(libc::ECHILD) => Err(failed(error)),
         _ => Ok(file),
@@ -348,7 +350,7 @@ fn attach(file: BorrowedFd<'_>) -> Result<(OwnedFd, CString), Error> {
         let path = format!("/dev/loop{number}");
         let device = rustix::fs::open(path.as_str(), flags, Bits::empty())
             .map_err(|error| Error::setup_at("open the loop device", path.as_str(), error))?;
-        match sys::configure_loop_device(device.as_fd(), file) {
+        match sys::configure_loop_device(device.as_fd(), file, BLOCK) {
             Ok(()) => return Ok((device, rootfs::c_string(path)?)),
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
             Err(error) => return Err(Error::setup_at("set up the loop device", path, error)),

@@ -155,7 +155,11 @@ impl Burial {
             }
             Err(why) if self.since.elapsed() > PATIENCE && !self.reported => {
                 self.reported = true;
-                let what = if self.unmounting.is_some() { "a disk image" } else { "a cgroup or its processes" };
+                let what = if self.grave.cgroup.is_none() && self.unmounting.is_some() {
+                    "a disk image"
+                } else {
+                    "a cgroup or its processes"
+                };
                 self.report(what, why);
             }
             Err(_) => {}
@@ -183,12 +187,12 @@ impl Burial {
                 self.unmounting = builder.spawn(move || drop(image)).ok();
             }
         }
-        if self.unmounting.as_ref().is_some_and(|thread| !thread.is_finished()) {
-            return Err("its disk image is still being unmounted".to_owned());
-        }
         if let Some(cgroup) = &self.grave.cgroup {
             cgroup.remove(Duration::ZERO).map_err(|error| error.to_string())?;
             self.grave.cgroup = None;
+        }
+        if self.unmounting.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return Err("it is still being unmounted".to_owned());
         }
         Ok(())
     }

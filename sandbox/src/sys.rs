@@ -198,16 +198,18 @@ struct LoopConfig {
 const _: () = assert!(size_of::<LoopConfig>() == 304);
 const _: () = assert!(std::mem::offset_of!(LoopConfig, flags) == 8 + 52);
 
-/// Makes a loop device of a file, until it has no user any more. Linux 5.8; man page: loop(4).
-pub(crate) fn configure_loop_device(device: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<()> {
+/// Makes a loop device of a file, until it has no user any more. It passes the page cache by, where the file's file system
+/// can. Linux 5.8; man page: loop(4).
+pub(crate) fn configure_loop_device(device: BorrowedFd<'_>, file: BorrowedFd<'_>, block_size: u32) -> io::Result<()> {
     const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
     const LO_FLAGS_AUTOCLEAR: u32 = 4;
+    const LO_FLAGS_DIRECT_IO: u32 = 16;
     let config = LoopConfig {
         file: file.as_raw_fd().unsigned_abs(),
-        block_size: 0,
+        block_size,
         numbers: [0; 5],
         unused: [0; 3],
-        flags: LO_FLAGS_AUTOCLEAR,
+        flags: LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO,
         names: [0; 176],
         reserved: [0; 8],
     };

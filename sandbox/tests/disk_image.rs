@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::acts::{self, Act};
 use common::{Scratch, act, build_overlay, is_root, said, sh, text};
-use sandbox::{Builder, DiskImage, Error, ErrorKind, Feature, LimitKind, Outcome, Output, Sandbox, Upper};
+use sandbox::{Builder, DiskImage, End, Error, ErrorKind, Feature, LimitKind, Outcome, Output, Sandbox, Upper};
 
 const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 8 * MIB;
@@ -27,7 +27,14 @@ const ACTS: &[Act] = &[
     ("df", acts::disk::df),
     ("bypass", acts::disk::bypass),
     ("own", own),
+    ("refused", refused),
 ];
+
+/// `refused STATE`: says why there is no image here.
+fn refused(words: &[&str]) {
+    let error = Sandbox::builder().disk_image("/data", DiskImage::Ext4).disk_max(LIMIT).state_dir(words[0]).build();
+    acts::say("refused", error.map_or_else(|error| error.to_string(), |_| "no".to_owned()));
+}
 
 /// `own STATE`: a host program that holds images, until it is killed.
 fn own(words: &[&str]) {
@@ -239,6 +246,21 @@ fn an_overlay_keeps_its_changes_on_an_image() {
     nothing_is_left(&state.0);
 }
 
+/// Its pages are written and go: the device must not keep copies of them at the program's cost.
+#[test]
+fn more_can_be_stored_than_memory_holds() {
+    let state = state("memory");
+    let change = |b: &mut Builder| _ = b.memory_max(48 * MIB).prefer(Feature::MemoryMax);
+    let name = "more_can_be_stored_than_memory_holds";
+    let sandbox = image_or_skip!("more_can_be_stored_than_memory_holds", state, DiskImage::Ext4, 160 * MIB, change);
+    if sandbox.plan().feature(Feature::MemoryMax).is_none_or(|entry| entry.enforced.is_none()) {
+        return common::skip(name, "a memory cgroup", "none");
+    }
+    let output = did(&sandbox, "fill /data/f 150000000");
+    assert_eq!(output.outcome.end, End::Exited, "{output:?}");
+    assert!(result(&output).0 >= 150_000_000, "{output:?}");
+}
+
 #[test]
 fn programs_of_an_instance_share_its_image() {
     let state = state("instance");
@@ -300,6 +322,28 @@ fn a_killed_host_leaves_no_device_and_no_file() {
         early.wait().unwrap();
         nothing_is_left(&state.0);
     }
+}
+
+#[test]
+fn what_an_image_lacks_is_named() {
+    let state = state("lacks");
+    drop(image_or_skip!("what_an_image_lacks_is_named", state, DiskImage::Ext4, LIMIT, |_| {}));
+    let act = common::unprotected(&format!("refused {}", state.0.display()));
+    for (hide, words) in [
+        ("/dev", ["/dev/loop-control: No such file", "modprobe loop"]),
+        ("/usr/sbin /sbin", ["mkfs.ext4: No such file", "e2fsprogs"]),
+        (&*state.0.join("images").to_string_lossy(), ["No space left", "images lie in"]),
+    ] {
+        let script =
+            format!("for place in {hide}; do mount -t tmpfs -o size=4k,mode=755 none $place; done; \"$0\" \"$@\"");
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script]).arg(act.get_program()).args(act.get_args());
+        command.envs(act.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let output = command.output().unwrap();
+        let why = said(&output.stdout, "refused");
+        assert!(words.iter().all(|word| why.contains(word)), "{hide}: {why}");
+    }
+    nothing_is_left(&state.0);
 }
 
 #[test]
