@@ -25,6 +25,7 @@ struct Tool {
 const TOOLS: &[Tool] = &[
     Tool { program: "newuidmap", package: "uidmap", need: Need::Host },
     Tool { program: "pamtester", package: "pamtester", need: Need::Host },
+    Tool { program: "strace", package: "strace", need: Need::Host },
     Tool { program: "depmod", package: "kmod", need: Need::Guest },
     Tool { program: "ip", package: "iproute2", need: Need::Guest },
     Tool { program: "mkfs.ext4", package: "e2fsprogs", need: Need::Guest },

@@ -13,7 +13,7 @@ use crate::{Bench, Line, Point, Series, Shown, timed, wait_full};
 
 const BASE: &str = "posix_spawn";
 /// Quiet before each run, so that what is made ahead has been made: what is measured here is the latency of one start.
-const GAP: Duration = Duration::from_millis(6);
+const GAP: Duration = Duration::from_millis(20);
 const RESIDENT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A thing to run again and again.
