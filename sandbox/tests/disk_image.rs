@@ -264,7 +264,8 @@ fn more_can_be_stored_than_memory_holds() {
 #[test]
 fn programs_of_an_instance_share_its_image() {
     let state = state("instance");
-    let sandbox = image_or_skip!("programs_of_an_instance_share_its_image", state, DiskImage::Ext4, LIMIT, |_| {});
+    let sandbox =
+        image_or_skip!("programs_of_an_instance_share_its_image", state, DiskImage::Ext4, LIMIT, |b| _ = b.prepared(0));
     let instance = sandbox.start().unwrap();
     let other = sandbox.start().unwrap();
     let fill = |bytes: u64| common::acting(instance.command("/payload"), &format!("fill /data/f {bytes}"));
