@@ -12,9 +12,6 @@ use crate::record::{Known, Record};
 use crate::registry::{Locked, Registry, Slot};
 use crate::{Directory, Error, Filesystem, Kind, Limits, Names, Project, Report, Usage, sys};
 
-/// How long a release waits for XFS to count down what was just deleted (it does so in the background since 5.14).
-const SETTLE: Duration = Duration::from_secs(2);
-
 /// How long a lock may stay with a child between fork and exec, on a busy machine.
 const INHERITED: Duration = Duration::from_millis(250);
 
@@ -131,7 +128,6 @@ impl Allocator {
     /// [`Error::File`] and [`Error::Syscall`]; what was recovered until then stays recovered.
     pub fn recover(&self) -> Result<Recovered, Error> {
         let mut result = Recovered::default();
-        let deadline = Instant::now() + SETTLE;
         let locked = self.inner.registry.lock()?;
         let registered = locked.ids()?;
         for &id in &registered {
@@ -145,7 +141,7 @@ impl Allocator {
                 result.kept.push(id);
                 continue;
             }
-            match self.settle(&locked, &slot, id, &record, deadline)? {
+            match self.settle(&locked, &slot, id, &record)? {
                 None => result.freed.push(id),
                 // Its directories were renamed, or others bear the id.
                 Some(_) if record.kept => result.kept.push(id),
@@ -172,25 +168,13 @@ impl Allocator {
     /// limits stay, so that whoever still writes there stays limited.
     ///
     /// The caller holds the lock of the slot.
-    fn settle(
-        &self,
-        locked: &Locked<'_>,
-        slot: &Slot,
-        id: u32,
-        record: &Record,
-        deadline: Instant,
-    ) -> Result<Option<Usage>, Error> {
+    fn settle(&self, locked: &Locked<'_>, slot: &Slot, id: u32, record: &Record) -> Result<Option<Usage>, Error> {
         let project = self.inner.filesystem.project(id)?;
-        let in_use = record.directories.iter().filter(|known| still_root(id, known)).count() > 0;
-        let report = loop {
-            // Id 0: XFS speeds up its background work then.
-            let _ = self.inner.filesystem.read(0)?;
-            let report = project.report()?;
-            if report.is_unused() || in_use || Instant::now() >= deadline {
-                break report;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        };
+        for known in &record.directories {
+            leave_if_empty(id, known);
+        }
+        self.inner.filesystem.count_down(id);
+        let report = project.report()?;
         if !report.is_unused() {
             return Ok(Some(report.usage));
         }
@@ -229,9 +213,14 @@ fn root(id: u32, known: &Known) -> Option<Directory> {
     (same && tagged).then_some(directory)
 }
 
-/// Takes an empty root out of the project. Whether it still is one afterwards.
-fn still_root(id: u32, known: &Known) -> bool {
-    root(id, known).is_some_and(|directory| !(directory.is_empty().unwrap_or(false) && directory.untag().is_ok()))
+/// Takes an empty root out of the project.
+fn leave_if_empty(id: u32, known: &Known) {
+    if let Some(directory) = root(id, known) {
+        if directory.is_empty().unwrap_or(false) {
+            // Else it shows in the usage.
+            let _ = directory.untag();
+        }
+    }
 }
 
 /// One registry per file system, whatever its mount point and device number are today.
@@ -293,7 +282,7 @@ pub enum Released {
 /// # Caveats
 /// The lease lives as long as any process has its lock open: pass [`lock`](Self::lock) on to a process that uses the
 /// directory, and the id stays reserved even if this program is killed. Dropping a lease releases it as
-/// [`release`](Self::release) does, without telling the result, and may wait up to 2 s for the file system to settle.
+/// [`release`](Self::release) does, without telling the result.
 pub struct Lease {
     allocator: Allocator,
     project: Project,
@@ -378,8 +367,8 @@ impl Lease {
         self.slot.as_ref().map_or(Ok(()), Slot::mark_kept)
     }
 
-    /// Gives the id back. Remove the tree first: an id that files still bear is quarantined instead. A root that is
-    /// empty is taken out of the project. Waits up to 2 s for the file system to count down.
+    /// Gives the id back. Remove the tree first: an id that files still bear is quarantined instead, deleted files that
+    /// somebody has open among them. A root that is empty is taken out of the project.
     ///
     /// # Errors
     /// [`Error::File`] and [`Error::Syscall`]; the id then stays registered for [`Allocator::recover`].
@@ -397,7 +386,7 @@ impl Lease {
             return Ok(Released::Held);
         }
         let record = slot.read()?;
-        Ok(match self.allocator.settle(&locked, &slot, self.id(), &record, Instant::now() + SETTLE)? {
+        Ok(match self.allocator.settle(&locked, &slot, self.id(), &record)? {
             None => Released::Freed,
             Some(usage) => Released::Quarantined(usage),
         })

@@ -132,7 +132,8 @@ impl Directory {
     ///
     /// Not changed, and named in [`Retagged::left`]: what belongs to another project, other file systems mounted
     /// inside, immutable files, and symbolic links, FIFOs, devices and sockets (but on XFS since Linux 6.17). A limit
-    /// holds for what it counts only, so look at it.
+    /// holds for what it counts only, so look at it. What was left cannot be renamed or linked within the tree, not even
+    /// within its own directory (`EXDEV`); removing it works.
     ///
     /// # Errors
     /// [`Error::Invalid`] if it lies on another file system or bears another project; [`Error::File`] as

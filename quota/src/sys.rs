@@ -158,6 +158,24 @@ pub(crate) struct XfsGeometry {
     pad: u32,
 }
 
+/// `struct xfs_fs_eofblocks`, version 1: which files to look at.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct XfsEofblocks {
+    version: u32,
+    flags: u32,
+    uid: u32,
+    gid: u32,
+    project: u32,
+    pad32: u32,
+    min_file_size: u64,
+    pad64: [u64; 12],
+}
+
+/// Only files of the project.
+const XFS_EOF_FLAGS_PRID: u32 = 1 << 3;
+const XFS_IOC_FREE_EOFBLOCKS: Opcode = opcode::read::<XfsEofblocks>(b'X', 58);
+
 pub(crate) const XFS_GEOMETRY_PROJID32: u32 = 1 << 11;
 pub(crate) const XFS_GEOMETRY_V5SB: u32 = 1 << 15;
 pub(crate) const XFS_GEOMETRY_FTYPE: u32 = 1 << 16;
@@ -168,6 +186,7 @@ const _: () = {
     assert!(size_of::<FsXattr>() == 28);
     assert!(size_of::<FileAttr>() == 24);
     assert!(size_of::<XfsGeometry>() == 112);
+    assert!(size_of::<XfsEofblocks>() == 128);
 };
 
 /// How a quota call names its file system.
@@ -301,6 +320,16 @@ pub(crate) fn xfs_geometry(fd: BorrowedFd<'_>) -> io::Result<XfsGeometry> {
     if ret == 0 { Ok(geometry) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Frees what a project's files have preallocated and, since Linux 5.14, waits for what the file system does about
+/// deleted files in the background: `XFS_IOC_FREE_EOFBLOCKS`. XFS only; needs CAP_SYS_ADMIN.
+pub(crate) fn xfs_free(fd: BorrowedFd<'_>, project: u32) -> io::Result<()> {
+    let which = XfsEofblocks { version: 1, flags: XFS_EOF_FLAGS_PRID, project, ..XfsEofblocks::default() };
+    let data = ptr::from_ref(&which);
+    // SAFETY: `fd` is open; the command only reads one `xfs_fs_eofblocks` from `data`, which points to a whole one.
+    let ret = unsafe { libc::ioctl(fd.as_raw_fd(), ioctl_number(XFS_IOC_FREE_EOFBLOCKS), data) };
+    if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The request type of ioctl(2) differs between C libraries.
 #[allow(clippy::unnecessary_cast, clippy::cast_possible_wrap, trivial_numeric_casts)]
 fn ioctl_number(opcode: Opcode) -> libc::Ioctl {
@@ -320,6 +349,7 @@ mod tests {
         assert_eq!(FS_IOC_FSGETXATTR, 0x801c_581f);
         assert_eq!(FS_IOC_FSSETXATTR, 0x401c_5820);
         assert_eq!(XFS_IOC_FSGEOMETRY_V1, 0x8070_5864);
+        assert_eq!(XFS_IOC_FREE_EOFBLOCKS, 0x8080_583a);
         assert_eq!(offset_of!(FsDiskQuota, bcount), 40);
         assert_eq!(offset_of!(FsDiskQuota, btimer), 60);
         assert_eq!(offset_of!(FsDiskQuota, btimer_hi), 69);
