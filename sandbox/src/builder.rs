@@ -653,6 +653,10 @@ impl Builder {
     /// last handle binds leave the project; an upper directory keeps it. In a full one files of the lower directory cannot be
     /// removed: what hides them takes a file, too.
     ///
+    /// Before Linux 6.17, and on ext4 and f2fs, the kernel never changes the project of a link, FIFO or socket. Those that
+    /// were in a bind before are not counted, and cannot be renamed or linked in it (`EXDEV`); those that a program leaves
+    /// keep the project, which is then a [leftover](crate::Leftover), and [`recover`](crate::recover()) frees it when they are gone.
+    ///
     /// Of an overlay with [`Upper::Tmpfs`] it is the size of its layer, and of a [disk image](Self::disk_image) what fits into
     /// it. [Preferred](Self::prefer), and with nothing writable on disk, it is the size of `/tmp` in memory instead.
     pub fn disk_max(&mut self, bytes: u64) -> &mut Self {

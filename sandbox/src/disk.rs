@@ -218,9 +218,11 @@ impl Disk {
         let mut leftovers = Vec::new();
         let mut left = |why: String| leftovers.push(Leftover { what: format!("project {}", self.project.id()), why });
         let Some(lease) = self.lease.lock().unwrap_or_else(PoisonError::into_inner).take() else { return leftovers };
+        let mut unchanged = None;
         for directory in &self.binds {
-            if let Err(error) = directory.clear() {
-                left(error.to_string());
+            match leave(directory) {
+                Ok(first) => unchanged = unchanged.or(first),
+                Err(error) => left(error.to_string()),
             }
         }
         if self.layered {
@@ -231,11 +233,25 @@ impl Disk {
         }
         match lease.release() {
             Ok(Released::Freed) => {}
-            Ok(_) => left("files still bear it".to_owned()),
+            Ok(released) => left(why_not_free(released, unchanged.as_deref())),
             Err(error) => left(error.to_string()),
         }
         leftovers
     }
+}
+
+/// Takes a directory out of its project. Something in it that the kernel did not change, and why.
+pub(crate) fn leave(directory: &Directory) -> Result<Option<String>, quota::Error> {
+    let first = directory.clear()?.left.into_iter().next();
+    Ok(first.map(|left| format!("{}: {}", directory.path().join(left.path).display(), left.why)))
+}
+
+/// Why a project is not free, and when it will be.
+pub(crate) fn why_not_free(released: Released, unchanged: Option<&str>) -> String {
+    let Released::Quarantined(usage) = released else { return "another process holds its lock".to_owned() };
+    let unchanged = unchanged.map(|first| format!(" ({first})")).unwrap_or_default();
+    let (inodes, bytes) = (usage.inodes, usage.bytes);
+    format!("{inodes} files of {bytes} bytes still bear it{unchanged}; when they are gone, recover makes it free")
 }
 
 /// The project of an overlay's upper directory: the one that it was left in by an earlier sandbox, or a new one.
@@ -266,12 +282,8 @@ fn assign(allocator: &Allocator, lease: &Lease, directory: &Directory) -> Result
     }
     lease.remember(directory).map_err(explain)?;
     let tagged = directory.assign_existing(lease.project()).map_err(explain)?;
-    // What cannot be changed and holds nothing, such as a link that an earlier program made, may stay as it is.
-    let holds = |left: &&quota::Left| {
-        let kind = left.path.symlink_metadata().map(|metadata| metadata.file_type());
-        kind.map_or(true, |kind| kind.is_file() || kind.is_dir())
-    };
-    match tagged.left.iter().find(holds) {
+    // What holds nothing, such as a link that an earlier program made, may stay as it is.
+    match tagged.left.iter().find(|left| !left.special) {
         None => Ok(()),
         Some(left) => {
             let why = format!("{} would not be counted: {}", left.path.display(), left.why);

@@ -164,27 +164,26 @@ fn recover_projects(filesystem: &Filesystem, registry: &Path, recovered: &mut Re
     for project in found.quarantined {
         // The lock is ours from here on; it may be somebody's who was faster.
         let Ok(Some(lease)) = allocator.take(project.project) else { continue };
+        let mut unchanged = None;
         for directory in &project.directories {
-            leave_project(directory, project.project);
+            unchanged = unchanged.or(leave_project(directory, project.project));
         }
         match lease.release()? {
             Released::Freed => recovered.projects.push(project.project),
-            _ => {
-                let (what, why) = (format!("project {}", project.project), "files still bear it".to_owned());
-                recovered.leftovers.push(Leftover { what, why });
+            released => {
+                let why = crate::disk::why_not_free(released, unchanged.as_deref());
+                recovered.leftovers.push(Leftover { what: format!("project {}", project.project), why });
             }
         }
     }
     Ok(())
 }
 
-/// Takes a directory out of a project, if it is its root.
-fn leave_project(path: &Path, project: u32) {
-    let Ok(directory) = Directory::open(path) else { return };
-    if directory.tag().is_ok_and(|tag| tag.project == project) {
-        // What cannot be changed keeps the project from being freed, which is seen then.
-        let _ = directory.clear();
-    }
+/// Takes a directory out of a project, if it is its root. Something in it that cannot be changed.
+fn leave_project(path: &Path, project: u32) -> Option<String> {
+    let directory = Directory::open(path).ok()?;
+    let own = directory.tag().is_ok_and(|tag| tag.project == project);
+    own.then(|| crate::disk::leave(&directory).unwrap_or_else(|error| Some(error.to_string()))).flatten()
 }
 
 /// Whose sandbox a host uid belongs to, and which uid it is inside. `None`: no sandbox has it.

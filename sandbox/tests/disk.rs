@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::acts::{self, Act};
 use common::{Scratch, build_overlay, is_root, said, text};
-use sandbox::quota::{Allocator, Check, Directory, Filesystem, Kind, Limits, Usage};
+use sandbox::quota::{Allocator, Check, Directory, Filesystem, Kernel, Kind, Limits, Usage};
 use sandbox::{Builder, ErrorKind, Feature, LimitKind, Outcome, Output, Sandbox, Upper};
 
 const MIB: u64 = 1 << 20;
@@ -334,6 +334,55 @@ fn a_bind_is_full_at_the_limit_and_free_again() {
     assert_eq!(disk.projects(), []);
     assert_eq!(Directory::open(&place).unwrap().tag().unwrap().project, 0);
     fs::write(place.join("more"), vec![0; 8 << 20]).unwrap();
+}
+
+/// Before Linux 6.17, and on ext4 and f2fs, the kernel never changes the project of a link, FIFO or socket: it stays with
+/// them, and is named and lent to nobody, until they are gone.
+#[test]
+fn links_and_special_files_are_named_and_keep_their_project_until_they_are_gone() {
+    let disk = disk!("links_and_special_files_are_named_and_keep_their_project_until_they_are_gone");
+    let script = "cd /place && ln -s nowhere link && mkdir d && mkfifo d/fifo && echo x > d/file";
+    let (place, sandbox) = bound(&disk, |_| {});
+    let output = common::sh(&sandbox, script);
+    assert!(output.outcome.success(), "{output:?}");
+    let left = sandbox.close();
+    let projects = disk.projects();
+    assert_eq!(Directory::open(&place).unwrap().tag().unwrap().project, 0);
+    assert_eq!(Directory::open(place.join("d")).unwrap().tag().unwrap().project, 0);
+    fs::write(place.join("d/file"), vec![0; 8 << 20]).unwrap();
+    fs::remove_file(place.join("d/file")).unwrap();
+    if *disk.filesystem.kind() == Kind::Xfs && Kernel::running() >= Some(Kernel { major: 6, minor: 17 }) {
+        assert!(left.is_empty() && projects.is_empty(), "{left:?} {projects:?}");
+        return;
+    }
+    let named = |left: &[sandbox::Leftover]| {
+        let [left] = left else { panic!("{left:?}") };
+        assert_eq!(left.what, format!("project {}", projects[0]));
+        assert!(left.why.starts_with("2 files of 0 bytes still bear it"), "{left}");
+        left.why.clone()
+    };
+    assert_eq!(projects.len(), 1);
+    let why = named(&left);
+    assert!(why.contains("place/link: ") || why.contains("place/d/fifo: "), "{why}");
+    let recovered = sandbox::recover(Some(&disk.state())).unwrap();
+    assert_eq!(recovered.projects, []);
+    named(&recovered.leftovers);
+
+    // Another sandbox there is limited as the first was.
+    let (_, next) = bound(&disk, |_| {});
+    let (written, errno) = result(&act(&next, "fill /place/f 8388608"));
+    assert_eq!(errno, disk.full());
+    assert!((LIMIT - 65536..=LIMIT).contains(&written), "{written}");
+    let rest = next.close();
+    assert!(rest.is_empty(), "{rest:?}");
+    assert_eq!(disk.projects(), projects);
+
+    for path in ["link", "d/fifo"] {
+        fs::remove_file(place.join(path)).unwrap();
+    }
+    let recovered = sandbox::recover(Some(&disk.state())).unwrap();
+    assert_eq!((recovered.projects, recovered.leftovers), (projects, vec![]));
+    assert_eq!(disk.projects(), []);
 }
 
 /// Unprotected, the owner of a file takes it out of its project; inside a sandbox nobody does.
