@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use plotters::prelude::*;
-use sandbox_benches::command_lines::{commands, installed};
+use sandbox_benches::command_lines::{commands, installed, on_v1_alone};
 use sandbox_benches::random::Random;
 use sandbox_benches::resident::{Failure, Resident};
 use sandbox_benches::stats::{median, median_ratio, quantile};
@@ -194,7 +194,8 @@ fn rows(options: &Options, target: &Path, scratch: &Path, missing: &mut Vec<Stri
         if installed(name) {
             let mut line = line(&serve_peer, ["command".as_ref()]);
             line.extend(command);
-            rows.push(Row { name: name.to_owned(), command: line });
+            let command = if name == "crun" { on_v1_alone(line) } else { line };
+            rows.push(Row { name: name.to_owned(), command });
         } else {
             missing.push(name.to_owned());
         }
