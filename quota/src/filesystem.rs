@@ -10,6 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, fstatfs, mknodat, open, ope
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
+use crate::limits::Steps;
 use crate::mount::Mount;
 use crate::sys::{self, FsDiskQuota, Target};
 use crate::{Error, Grace, Limits, Project, Report};
@@ -348,7 +349,7 @@ impl Filesystem {
             match result {
                 Ok(quota) => {
                     next = quota.id.checked_add(1).filter(|next| *next != u32::MAX);
-                    Some(Ok(Report::from_kernel(quota.id, &quota, self.inner.block_size)))
+                    Some(Ok(Report::from_kernel(quota.id, &quota, self.steps())))
                 }
                 Err(error) => {
                     next = None;
@@ -450,12 +451,19 @@ impl Filesystem {
     /// An id that nothing uses or limits has no record on XFS: all zero is what ext4 says then, and what it means.
     pub(crate) fn read(&self, project: u32) -> Result<Report, Error> {
         match self.call("Q_XGETQUOTA", Some(project), |target| sys::get_quota(target, project)) {
-            Ok(quota) => Ok(Report::from_kernel(project, &quota, self.inner.block_size)),
+            Ok(quota) => Ok(Report::from_kernel(project, &quota, self.steps())),
             Err(error) if error.errno() == Some(libc::ENOENT) => {
-                Ok(Report::from_kernel(project, &FsDiskQuota::default(), self.inner.block_size))
+                Ok(Report::from_kernel(project, &FsDiskQuota::default(), self.steps()))
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn steps(&self) -> Steps {
+        let block = self.inner.block_size;
+        // XFS reserves for an inode's chunk and for every level of the trees of inodes and of the directory.
+        let file = if self.inner.kind == Kind::Xfs { 64 * block } else { block };
+        Steps { block, file }
     }
 
     /// Makes usage exact: XFS counts down what was deleted in the background since Linux 5.14, and counts what it has

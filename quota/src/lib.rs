@@ -56,6 +56,9 @@
 //! - **The errno at the limit** is `ENOSPC` on XFS and `EDQUOT` on ext4 and f2fs, for writes, new files, directories
 //!   and preallocation alike; a store into a hole of a mapped file is `SIGBUS`. Ask
 //!   [`Report::bytes_exhausted`] whether it was the project or the disk.
+//! - **Nearly full is full for new files on XFS.** It refuses what might not fit in the worst case: a new file, directory
+//!   or link below 47 free blocks (188 KiB), an extended attribute below 18, fallocate(2) below 5. Writing goes on to the
+//!   last block. So a limit of less than 200 KiB allows no file at all; [`Report::new_files_refused`].
 //! - **A full project can refuse deletion.** On an overlay, removing a file of the lower layer makes a whiteout in the
 //!   upper one, which takes an inode and perhaps a block: `ENOSPC`. Removing files of the upper layer works; so leave
 //!   a few inodes and blocks of room, or raise the limit to clean up.

@@ -5,10 +5,12 @@ mod common;
 
 use std::ffi::OsStr;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use common::{Image, act, filesystem_type, in_thread, loop_devices, project_quota_kernel, root, run, sys, tool};
-use quota::{Check, Filesystem, Kind, Limits, Problem, States};
+use quota::{Check, Directory, Filesystem, Kind, Limits, Problem, States};
+use rustix::thread::CapabilitySet;
 
 /// `check` in another process, whose credentials the wrapper made.
 #[test]
@@ -115,6 +117,9 @@ fn golden_detect_ext4() {
         image.remount("prjquota").unwrap();
         let filesystem = image.open();
         assert_eq!(flags(filesystem.states().unwrap()), 0x15, "the options say prjquota, the kernel does not");
+        let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
+        let point = image.point().display().to_string();
+        assert!(mounts.lines().any(|line| line.contains(&point) && line.contains("prjquota")), "{mounts}");
         assert!(matches!(problems(image, &Check::default())[0], Problem::NotEnforced { kind: Kind::Ext4, .. }));
         filesystem.set_enforcement(true).unwrap();
         assert_eq!(flags(filesystem.states().unwrap()), 0x35);
@@ -131,6 +136,30 @@ fn golden_detect_ext4() {
         assert_eq!(common::errno(sys::set_project(&image.point(), 42, |f| f)), libc::EOPNOTSUPP);
     });
     assert_eq!(states("mkfs.ext4 -q -F -O project,^quota", "ext4", "prjquota"), 0);
+}
+
+/// Limits that are not enforced show in the figures of a directory's project, and not in its size.
+#[test]
+fn golden_statfs_without_enforcement_shows_the_whole_disk() {
+    require!(root(), loop_devices(), tool("mkfs.xfs"), filesystem_type("xfs"), project_quota_kernel());
+    with_mount(XFS, "xfs", "pqnoenforce", |image| {
+        let filesystem = image.open();
+        let dir = image.point().join("box");
+        fs::create_dir(&dir).unwrap();
+        let project = filesystem.project(7).unwrap();
+        project.set_limits(&Limits::unlimited().bytes(1 << 20)).unwrap();
+        Directory::open(&dir).unwrap().assign(&project).unwrap();
+        let size = |path: &Path| rustix::fs::statvfs(path).map(|has| has.f_blocks * has.f_frsize).unwrap();
+        let whole = size(&image.point());
+        assert_eq!(size(&dir), whole);
+        assert_eq!(common::fill(&dir.join("f"), 2 << 20), (2 << 20, 0));
+        fs::File::open(dir.join("f")).unwrap().sync_all().unwrap();
+        assert!(project.usage().unwrap().bytes >= 2 << 20, "counted");
+        filesystem.set_enforcement(true).unwrap();
+        assert_eq!(size(&dir), 1 << 20);
+        filesystem.set_enforcement(false).unwrap();
+        assert_eq!(size(&dir), whole);
+    });
 }
 
 #[test]
@@ -343,6 +372,26 @@ fn a_kernel_without_xfs_quota_is_named() {
         let found = problems(image, &Check::default());
         assert_eq!(found[0], Problem::KernelLacks { option: "CONFIG_XFS_QUOTA" });
     });
+}
+
+#[test]
+fn a_kernel_without_the_calls_is_named() {
+    require!(root(), common::disk());
+    let place = common::Place::new();
+    let first = |calls: &[i64]| {
+        sys::without_calls(calls).unwrap();
+        let filesystem = Filesystem::open(&place.path).unwrap();
+        filesystem.check(&Check::default()).unwrap().into_iter().next().unwrap()
+    };
+    let found = in_thread(|| first(&[libc::SYS_quotactl, sys::QUOTACTL_FD]));
+    assert_eq!(found, Problem::KernelLacks { option: "CONFIG_QUOTA" });
+    // As before Linux 5.14, and where no node can be had.
+    let found = common::without(CapabilitySet::MKNOD, || {
+        sys::private_mounts().unwrap();
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", "nodev", "tmpfs", "/dev"])).unwrap();
+        first(&[sys::QUOTACTL_FD])
+    });
+    assert_eq!(found, Problem::NoDeviceNode);
 }
 
 #[test]

@@ -35,11 +35,16 @@ fn limited(place: &mut Place) -> (std::path::PathBuf, Project) {
     place.limited("box", &Limits::unlimited().bytes(LIMIT))
 }
 
-/// The limit is reached, to a block and what the file system needs for itself (ext4: the directory's own block, and
-/// blocks that index the file), and never passed.
+/// The limit is reached to the block, and never passed.
+fn assert_to_the_block(project: &Project, limit: u64) {
+    let used = project.usage().unwrap().bytes;
+    assert!((limit - BLOCK + 1..=limit).contains(&used), "{used} of {limit}");
+}
+
+/// The same. Of the file it may miss what the file system needs for itself
+/// (ext4: the directory's own block, and blocks that index the file).
 fn assert_full(project: &Project, written: u64) {
-    let report = project.report().unwrap();
-    assert!(report.usage.bytes <= LIMIT, "{report:?}");
+    assert_to_the_block(project, LIMIT);
     assert!((LIMIT - 4 * BLOCK..=LIMIT).contains(&written), "{written}");
 }
 
@@ -97,13 +102,25 @@ fn case_49_fallocate() {
     require!(disk());
     let mut place = Place::new();
     let (dir, project) = limited(&mut place);
-    let full = place.full();
+    let (full, is_xfs) = (place.full(), place.is_xfs());
     ordinary(|| {
         let file = File::create(dir.join("f")).unwrap();
+        File::create(dir.join("rest")).unwrap();
         let most = LIMIT - 4 * BLOCK;
         fallocate(&file, FallocateFlags::empty(), 0, most).unwrap();
         let more = fallocate(&file, FallocateFlags::KEEP_SIZE, most, 16 * BLOCK);
         assert_eq!(errno(more.map_err(Into::into)), full);
+        let last = (most..most + 16 * BLOCK)
+            .step_by(usize::try_from(BLOCK).unwrap())
+            .find_map(|at| fallocate(&file, FallocateFlags::KEEP_SIZE, at, BLOCK).err());
+        assert_eq!(last.map(|error| error.raw_os_error()), Some(full));
+        if is_xfs {
+            // The blocks of the file's map must fit, too.
+            assert!(project.usage().unwrap().bytes >= LIMIT - 8 * BLOCK);
+            fill(&dir.join("rest"), LIMIT);
+        }
+        assert_to_the_block(&project, LIMIT);
+        let _ = fs::remove_file(dir.join("rest"));
         // Punched holes give space back, which then can be used again, and no more than that.
         fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, LIMIT / 2).unwrap();
         file.sync_all().unwrap();
@@ -124,7 +141,7 @@ fn golden_enforce_a_store_into_a_hole() {
     let wrapper = ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"];
     let output = act(&wrapper, "store", &[file.as_os_str() as &OsStr]).output().unwrap();
     assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{output:?}");
-    assert!(project.usage().unwrap().bytes <= LIMIT);
+    assert_to_the_block(&project, LIMIT);
     assert!(allocated(&file) >= LIMIT - 8 * BLOCK);
 }
 
@@ -147,7 +164,7 @@ fn case_49_files_without_a_name() {
         let open = File::open(dir.join("f")).unwrap();
         fs::remove_file(dir.join("f")).unwrap();
         assert!(fill(&dir.join("g"), LIMIT).0 <= LIMIT - written);
-        assert!(project.report().unwrap().usage.bytes > LIMIT - 8 * BLOCK);
+        assert_to_the_block(&project, LIMIT);
         drop(open);
         fs::remove_file(dir.join("g")).unwrap();
         eventually("unlinked", || project.usage().unwrap().bytes <= BLOCK);
@@ -172,7 +189,12 @@ fn case_49_extended_attributes() {
         })
     });
     assert_eq!(error, Some(Some(full)));
-    assert!(project.usage().unwrap().bytes <= 256 << 10);
+    if place.is_xfs() {
+        // A new file must fit in its worst case.
+        assert!(project.report().unwrap().new_files_refused() && !project.report().unwrap().bytes_exhausted());
+        ordinary(|| fill(&dir.join("0"), 256 << 10));
+    }
+    assert_to_the_block(&project, 256 << 10);
 }
 
 #[test]
@@ -204,6 +226,30 @@ fn golden_enforce_what_a_full_project_allows() {
             assert_eq!(errno(fs::create_dir(dir.join("newdir"))), full);
         }
     });
+}
+
+/// Where a new file is refused before the last block is taken, the report says so: many small files meet the limit, too.
+#[test]
+fn new_files_are_refused_where_the_report_says_so() {
+    require!(disk());
+    let mut place = Place::new();
+    let (dir, project) = limited(&mut place);
+    let full = place.full();
+    let (made, error) = ordinary(|| {
+        (0..5000)
+            .find_map(|n| fs::write(dir.join(n.to_string()), [1; 4096]).err().map(|error| (n, error.raw_os_error())))
+    })
+    .unwrap();
+    assert_eq!(error, Some(full));
+    let report = project.report().unwrap();
+    assert!(report.new_files_refused() && !report.inodes_exhausted(), "{report:?}");
+    assert!(made > 900 && report.usage.bytes <= LIMIT, "{made} {report:?}");
+    fs::remove_file(dir.join("0")).unwrap();
+    for n in 1..100 {
+        fs::remove_file(dir.join(n.to_string())).unwrap();
+    }
+    eventually("room", || !project.report().unwrap().new_files_refused());
+    ordinary(|| fs::write(dir.join("again"), "x")).unwrap();
 }
 
 #[test]

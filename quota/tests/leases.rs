@@ -174,6 +174,24 @@ fn what_others_use_or_limit_is_never_lent() {
 }
 
 #[test]
+fn what_the_administrators_tables_name_is_never_lent() {
+    require!(disk());
+    let mut place = Place::new();
+    let range = fresh_range(&mut place);
+    let first = *range.start();
+    in_thread(|| {
+        sys::private_mounts().unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let allocator = Allocator::open(&place.filesystem, state.path(), range).unwrap();
+        common::run(Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/etc"])).unwrap();
+        fs::write("/etc/projid", format!("web:{first}\n")).unwrap();
+        fs::write("/etc/projects", format!("{}:/srv/logs\n", first + 1)).unwrap();
+        let lease = allocator.lease("ours", &Limits::unlimited().bytes(4096)).unwrap();
+        assert_eq!(lease.id(), first + 2);
+    });
+}
+
+#[test]
 fn a_range_that_is_used_up_is_an_error() {
     require!(disk());
     let mut place = Place::new();

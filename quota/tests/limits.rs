@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -11,9 +12,16 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use common::sys::{self, Dquot};
-use common::{Image, Place, disk, disk_kind, errno, in_thread, kernel, loop_devices, root, run, tool};
+use common::{Image, Place, act, disk, disk_kind, errno, in_thread, kernel, loop_devices, root, run, tool};
 use quota::{Access, Error, Filesystem, Grace, Kernel, Kind, Limit, Limits};
 use rustix::thread::CapabilitySet;
+
+/// Root of a user namespace: the answers of the calls about a directory's file system and a project.
+#[test]
+fn role() {
+    let Some((_, arguments)) = common::played() else { return };
+    common::tell(format!("{:?}", permissions(&arguments[0], arguments[1].to_str().unwrap().parse().unwrap())));
+}
 
 const BHARD: u16 = 8;
 const BSOFT: u16 = 4;
@@ -286,26 +294,33 @@ fn an_older_kernel_needs_no_node_in_dev() {
     });
 }
 
+/// The errnos of looking at a project, limiting it, listing all, and asking what is enforced.
+fn permissions(path: &Path, id: u32) -> [Option<i32>; 4] {
+    let filesystem = Filesystem::open(path).unwrap();
+    let project = filesystem.project(id).unwrap();
+    [
+        project.report().err().and_then(|error| error.errno()),
+        project.set_limits(&Limits::unlimited().bytes(1 << 20)).err().and_then(|error| error.errno()),
+        filesystem.report().err().and_then(|error| error.errno()),
+        filesystem.states().err().and_then(|error| error.errno()),
+    ]
+}
+
 #[test]
 fn golden_address_permission() {
-    require!(disk());
+    require!(disk(), tool("unshare"));
     let mut place = Place::new();
     let project = place.project();
-    let ask = |path: &Path| {
-        let filesystem = Filesystem::open(path).unwrap();
-        let project = filesystem.project(project.id()).unwrap();
-        let limits = Limits::unlimited().bytes(1 << 20);
-        [
-            project.report().unwrap_err().errno(),
-            project.set_limits(&limits).unwrap_err().errno(),
-            filesystem.report().unwrap_err().errno(),
-            filesystem.states().err().and_then(|error| error.errno()),
-        ]
-    };
     let expected = [Some(libc::EPERM), Some(libc::EPERM), Some(libc::EPERM), None];
-    assert_eq!(common::without(CapabilitySet::SYS_ADMIN, || ask(&place.path)), expected);
+    let ask = || permissions(&place.path, project.id());
+    assert_eq!(common::without(CapabilitySet::SYS_ADMIN, ask), expected);
+    // Before Linux 5.14 there is no node for these.
     if place.filesystem.access() == Access::Descriptor {
-        assert_eq!(common::as_user(1000, || ask(&place.path)), expected);
+        assert_eq!(common::as_user(1000, ask), expected);
+        let id = project.id().to_string();
+        let arguments: [&OsStr; 2] = [place.path.as_os_str(), id.as_ref()];
+        let output = act(&["unshare", "--user", "--map-root-user"], "permissions", &arguments).output().unwrap();
+        assert_eq!(common::answer(&output), format!("{expected:?}"));
     }
     assert_eq!(project.limits().unwrap(), Limits::unlimited());
 }

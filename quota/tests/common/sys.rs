@@ -21,6 +21,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command};
 
+pub(crate) const QUOTACTL_FD: i64 = 443;
 pub(crate) const PRJQUOTA: u32 = 2;
 pub(crate) const PROJINHERIT: u32 = 0x200;
 const FSGETXATTR: u32 = 0x801c_581f;
@@ -47,7 +48,7 @@ fn result(ret: i64) -> io::Result<()> {
 pub(crate) fn quotactl_fd(fd: BorrowedFd<'_>, subcommand: u32, id: u32, data: &mut Dquot) -> io::Result<()> {
     let data = data.as_mut_ptr();
     // SAFETY: the payloads of the commands above fit into `data`.
-    result(unsafe { libc::syscall(443, fd.as_raw_fd(), command(subcommand), id, data) })
+    result(unsafe { libc::syscall(QUOTACTL_FD, fd.as_raw_fd(), command(subcommand), id, data) })
 }
 
 pub(crate) fn quotactl_path(path: &Path, subcommand: u32, id: u32, data: &mut [u64; 32]) -> io::Result<()> {
@@ -107,6 +108,22 @@ pub(crate) fn deny_project_changes() -> io::Result<()> {
         step(give, 0, 0, libc::SECCOMP_RET_ALLOW),
         step(give, 0, 0, deny),
     ];
+    filter(&mut steps)
+}
+
+/// Lets these calls answer ENOSYS to this thread, as a kernel without them does.
+pub(crate) fn without_calls(calls: &[i64]) -> io::Result<()> {
+    let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let mut steps = vec![step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0)];
+    for &call in calls {
+        steps.push(step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call as u32));
+        steps.push(step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32));
+    }
+    steps.push(step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW));
+    filter(&mut steps)
+}
+
+fn filter(steps: &mut [libc::sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
     // SAFETY: no pointers.
     result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())?;
