@@ -667,7 +667,8 @@ impl Builder {
     /// keep the project, which is then a [leftover](crate::Leftover), and [`recover`](crate::recover()) frees it when they are gone.
     ///
     /// Of an overlay with [`Upper::Tmpfs`] it is the size of its layer, and of a [disk image](Self::disk_image) what fits into
-    /// it. [Preferred](Self::prefer), and with nothing writable on disk, it is the size of `/tmp` in memory instead.
+    /// it. [Preferred](Self::prefer), and with nothing writable on disk, it is the size of `/tmp` in memory instead. In memory
+    /// there is a file for each 4 KiB at most (1024 or more); extended attributes (Linux 6.6) have the room of files, 1 KiB each.
     pub fn disk_max(&mut self, bytes: u64) -> &mut Self {
         self.options.disk_max = Some(bytes);
         self.name(Feature::DiskMax)

@@ -192,7 +192,7 @@ impl Disk {
         Ok(DiskUsage {
             bytes: report.usage.bytes,
             inodes: report.usage.inodes,
-            bytes_exhausted: report.bytes_exhausted(),
+            bytes_exhausted: report.new_files_refused(),
             inodes_exhausted: report.inodes_exhausted(),
         })
     }

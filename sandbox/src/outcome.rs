@@ -65,7 +65,7 @@ pub enum LimitKind {
     /// fork(2) or clone(2) was refused. Evidence: `pids.events` of the cgroup.
     Pids,
     /// Disk space ran out. Evidence: the counters of the quota, or of the memory file system or
-    /// [disk image](crate::Builder::disk_image), at the end.
+    /// [disk image](crate::Builder::disk_image), at the end. With a quota on XFS it ran out for new files below 256 KiB.
     Disk,
     /// Files on disk ran out. Evidence: likewise.
     Inodes,

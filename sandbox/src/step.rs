@@ -332,7 +332,8 @@ impl Step {
                 Ok(())
             }
             Self::UpperInMemory { size, inodes, mode } => {
-                let options = Tmpfs { size: Some(*size), inodes: *inodes, mode: Some(0o700), owner: None };
+                let inodes = inodes.or(Some(files_in(*size)));
+                let options = Tmpfs { size: Some(*size), inodes, mode: Some(0o700), owner: None };
                 let tree = mount::tmpfs(&options, PLAIN)?;
                 sys::send_fd(needed(context.fds.channel)?, tree.as_fd())?;
                 new_layer(context, tree, *mode)
@@ -497,13 +498,18 @@ impl Source {
     }
 }
 
+/// How many files a memory file system of this size may have. Empty ones cost no page but a kilobyte of the kernel's memory,
+/// and extended attributes (Linux 6.6) the same kilobytes, so they are bounded with the size.
+fn files_in(size: u64) -> u64 {
+    (size / 4096).max(1024)
+}
+
 impl NewFilesystem {
     fn mount(&self, context: &Context<'_>) -> Result<OwnedFd, Errno> {
         match *self {
             Self::Proc => mount::proc(mount::Proc { hide_others: true, only_processes: false }, Attributes::empty()),
             Self::Tmpfs { size, inodes, mode, attributes, .. } => {
-                // Empty files cost no page but a kilobyte of the kernel's memory, so they are bounded with the size.
-                let inodes = inodes.or(size.map(|size| (size / 4096).max(1024)));
+                let inodes = inodes.or(size.map(files_in));
                 mount::tmpfs(&Tmpfs { size, inodes, mode: Some(mode), owner: None }, attributes)
             }
             Self::Image => {

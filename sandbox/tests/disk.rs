@@ -236,6 +236,37 @@ fn preferred_it_is_the_size_of_tmp() {
     }
 }
 
+/// Since Linux 6.6 a memory file system keeps attributes. They are no bytes of it, but its files and they share the memory
+/// of a number of files, 1 KiB each.
+#[test]
+fn case_49_attributes_in_memory_have_the_room_of_files() {
+    for (inodes, room) in [(Some(60), 60 << 10), (None, LIMIT / 4)] {
+        let sandbox = common::sandbox(|b| {
+            b.disk_max(LIMIT).prefer(Feature::DiskMax).prefer(Feature::InodesMax);
+            inodes.map(|inodes| b.inodes_max(inodes));
+        });
+        let (stored, errno) = result(&act(&sandbox, "bypass attributes /tmp"));
+        assert!([libc::EOPNOTSUPP, libc::ENOSPC].contains(&errno), "{errno}");
+        assert!(if errno == libc::ENOSPC { (1..=room).contains(&stored) } else { stored == 0 }, "{stored} of {room}");
+    }
+}
+
+/// Without a limit of its own the number of files has one by the size: they take memory that the size does not count.
+#[test]
+fn case_65_a_layer_in_memory_has_a_file_for_each_page_at_most() {
+    let scratch = Scratch::new("pages");
+    let lower = scratch.dir("image", 0o777);
+    let sandbox =
+        overlay_or_skip!("case_65_a_layer_in_memory_has_a_file_for_each_page_at_most", &lower, Upper::Tmpfs, |b| {
+            b.disk_max(LIMIT);
+        });
+    let output = act(&sandbox, "files / file 5000");
+    let (made, errno) = result(&output);
+    assert_eq!(errno, libc::ENOSPC);
+    assert!((900..=LIMIT / 4096).contains(&made), "{made}");
+    assert_eq!(hits(&output.outcome), (None, Some(1)));
+}
+
 #[test]
 fn an_overlay_on_a_disk_counts_changes_alone() {
     let disk = disk!("an_overlay_on_a_disk_counts_changes_alone");
@@ -383,6 +414,17 @@ fn links_and_special_files_are_named_and_keep_their_project_until_they_are_gone(
     let recovered = sandbox::recover(Some(&disk.state())).unwrap();
     assert_eq!((recovered.projects, recovered.leftovers), (projects, vec![]));
     assert_eq!(disk.projects(), []);
+}
+
+/// On XFS a new file is refused before the last block is taken. That is the limit, too.
+#[test]
+fn many_small_files_meet_the_limit() {
+    let disk = disk!("many_small_files_meet_the_limit");
+    let (_, sandbox) = bound(&disk, |_| {});
+    let output = common::sh(&sandbox, "i=0; while printf %04096d 0 > /place/$i; do i=$((i+1)); done; echo $i");
+    let made: u64 = text(&output).parse().unwrap();
+    assert!((900..=LIMIT / 4096).contains(&made), "{made}");
+    assert_eq!(hits(&output.outcome), (Some(1), None), "{:?}", output.outcome.usage);
 }
 
 /// Unprotected, the owner of a file takes it out of its project; inside a sandbox nobody does.
