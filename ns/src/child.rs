@@ -30,16 +30,6 @@ pub fn unshare(namespaces: Namespaces) -> Result<(), Errno> {
     sys::unshare(namespaces.bits())
 }
 
-/// Gives the calling process a descriptor table of its own, with copies of those below `end`: what is above is neither
-/// copied nor closed, however much it is. For clone children that [share](crate::Clone::files) the table of a program with
-/// many descriptors.
-///
-/// # Errors
-/// `ENOMEM`; `ENOSYS` before Linux 5.9; `EINVAL` for a negative number. Man page: close_range(2).
-pub fn keep_descriptors_below(end: i32) -> Result<(), Errno> {
-    sys::unshare_descriptors(end)
-}
-
 /// Closes a descriptor by a bare system call. std's drop goes through libc, which a child of
 /// [`Clone::spawn_held`](crate::Clone::spawn_held) must not.
 pub fn close(fd: OwnedFd) {

@@ -66,11 +66,11 @@ pub mod support;
 mod sys;
 mod text;
 
-pub use child::{close, exit, keep_descriptors_below, set_signal_mask, unshare};
+pub use child::{close, exit, set_signal_mask, unshare};
 pub use error::{Errno, Error};
 pub use exec::Program;
 pub use flags::{Kind, Namespaces};
 pub use namespace::{Namespace, enter_all};
 pub use pidfd::{Pid, PidFd};
-pub use process::{Born, Clone, Entry};
+pub use process::{Born, Clone, Entry, keep_descriptors_below};
 pub use stack::Stack;

@@ -275,6 +275,21 @@ impl Drop for BlockedSignals {
     }
 }
 
+/// Gives the calling process a descriptor table of its own, with copies of those below `end`: what is above is neither
+/// copied nor closed, however much it is. For clone children that [share](Clone::files) the table of a program with many
+/// descriptors.
+///
+/// # Errors
+/// `ENOMEM`; `ENOSYS` before Linux 5.9; `EINVAL` for a negative number. Man page: close_range(2).
+///
+/// # Safety
+/// The table is shared: in one that is the caller's alone already, whatever is open from `end` on is closed, whoever owns
+/// it. And the caller uses no descriptor from `end` on that was opened before.
+pub unsafe fn keep_descriptors_below(end: i32) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { sys::unshare_descriptors(end) }
+}
+
 /// A process that has just been made.
 #[derive(Debug)]
 #[must_use = "an unreaped child stays a zombie: `pidfd.reap()`"]

@@ -117,11 +117,14 @@ pub(crate) fn unshare(flags: u64) -> Result<(), Errno> {
 }
 
 /// `close_range(end, ~0, CLOSE_RANGE_UNSHARE)`. Linux 5.9.
-pub(crate) fn unshare_descriptors(end: i32) -> Result<(), Errno> {
+///
+/// # Safety
+/// The descriptor table is shared with another process, and the caller uses none of those from `end` on.
+pub(crate) unsafe fn unshare_descriptors(end: i32) -> Result<(), Errno> {
     const UNSHARE: usize = 2;
     let first = u32::try_from(end).map_err(|_| Errno::from_raw(libc::EINVAL))?;
     let arguments = [first as usize, u32::MAX as usize, UNSHARE, 0, 0, 0];
-    // SAFETY: numbers only. What closes is in a new table of the caller alone, a child that has no use for it.
+    // SAFETY: numbers only. The caller's promise: what closes is in a new table, and nobody's there.
     result(unsafe { arch::syscall(libc::SYS_close_range as isize, arguments) }).map(drop)
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct Numbers {
     places: Mutex<Vec<OwnedFd>>,
     /// One above the highest.
     end: i32,
+    /// The process that they are of: in a fork of it they may have been closed, and be somebody else's.
+    pid: u32,
 }
 
 static NUMBERS: Mutex<Weak<Numbers>> = Mutex::new(Weak::new());
@@ -32,7 +34,7 @@ impl Numbers {
     /// when so many cannot be had; starts are slower then.
     pub(crate) fn of_this_process() -> Option<Arc<Self>> {
         let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(numbers) = numbers.upgrade() {
+        if let Some(numbers) = numbers.upgrade().filter(|numbers| numbers.pid == std::process::id()) {
             return Some(numbers);
         }
         let made = Arc::new(Self::reserve().ok()?);
@@ -44,7 +46,7 @@ impl Numbers {
         let null = rustix::fs::openat(CWD, c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         let places: Vec<_> = (0..COUNT).map(|_| rustix::io::fcntl_dupfd_cloexec(&null, 3)).collect::<Result<_, _>>()?;
         let end = places.iter().map(AsRawFd::as_raw_fd).max().unwrap_or(0) + 1;
-        Ok(Self { null, places: Mutex::new(places), end })
+        Ok(Self { null, places: Mutex::new(places), end, pid: std::process::id() })
     }
 
     /// Lends them to one start; not while another has them, which is not waited for.
@@ -95,5 +97,51 @@ impl Drop for Loan<'_> {
             // Cannot fail: both are open, and the number is in use.
             let _ = rustix::io::dup3(&self.numbers.null, place, DupFlags::CLOEXEC);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::BorrowedFd;
+
+    use super::*;
+
+    fn inode(fd: impl AsFd) -> (u64, u64) {
+        let found = rustix::fs::fstat(fd).unwrap();
+        (found.st_dev, found.st_ino)
+    }
+
+    #[test]
+    fn what_is_lent_comes_back() {
+        let numbers = Numbers::reserve().unwrap();
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        let (fds, channel) = (vec![file.as_fd(); COUNT - 1], Some(file.as_fd()));
+        for _ in 0..2 {
+            let mut loan = numbers.lend().unwrap();
+            assert!(numbers.lend().is_none(), "to one start at a time");
+            let end = loan.end();
+            let lowered = loan.lower(&Handed { owners: fds.clone(), channel, ..Handed::default() }).unwrap().unwrap();
+            let mut all: Vec<BorrowedFd<'_>> = lowered.owners;
+            all.extend(lowered.channel);
+            for fd in &all {
+                assert!(fd.as_raw_fd() < end);
+                assert_eq!(inode(fd), inode(&file));
+                assert_eq!(rustix::io::fcntl_getfd(fd).unwrap(), rustix::io::FdFlags::CLOEXEC);
+            }
+            all.sort_by_key(AsRawFd::as_raw_fd);
+            all.dedup_by_key(|fd| fd.as_raw_fd());
+            assert_eq!(all.len(), COUNT);
+            drop(loan);
+            let places = numbers.places.lock().unwrap();
+            assert!(places.iter().all(|place| inode(place) == inode(&numbers.null)));
+        }
+    }
+
+    #[test]
+    fn more_than_there_are_is_none() {
+        let numbers = Numbers::reserve().unwrap();
+        let owners = vec![numbers.null.as_fd(); COUNT + 1];
+        assert!(numbers.lend().unwrap().lower(&Handed { owners, ..Handed::default() }).unwrap().is_none());
+        assert!(numbers.lend().is_some());
     }
 }

@@ -71,13 +71,12 @@ impl Birth<'_> {
         let (words, path) = step.map_or(("take a descriptor table of its own", None), |step| step.describe(binds));
         Err(Error::Setup { step: words.to_owned(), path, error: errno.into() })
     }
-}
 
-impl Birth<'_> {
     /// The child's half of a start. Returns at the end of a list without an execve, and on failure.
     fn live(&mut self) -> Result<(), Errno> {
         if let Some(end) = self.shared_from {
-            ns::keep_descriptors_below(end)?;
+            // SAFETY: the table is the parent's, who was made to share it, and all that the steps use lies below.
+            unsafe { ns::keep_descriptors_below(end) }?;
         }
         rustix::process::umask(rustix::fs::Mode::empty());
         for (index, step) in self.steps.iter().enumerate() {
