@@ -16,19 +16,21 @@ const SOURCES: [&str; 7] = [
     "init/reap.rs",
     "src/init/protocol.rs",
 ];
-const FLAGS: [&str; 12] = [
+const FLAGS: [&str; 13] = [
     "--edition=2024",
     "--crate-type=bin",
     "--crate-name=init",
     "-Copt-level=s",
     "-Cpanic=abort",
     "-Crelocation-model=static",
+    // No global offset table, which would be a page of memory for each init.
+    "-Crelro-level=off",
     "-Cstrip=symbols",
     "-Clink-arg=-nostartfiles",
     "-Clink-arg=-nostdlib",
     "-Clink-arg=-static",
     "-Clink-arg=-no-pie",
-    "-Clink-arg=-Wl,--build-id=none,-z,norelro,-z,noseparate-code,-z,noexecstack,--gc-sections",
+    "-Clink-arg=-Wl,--build-id=none,-z,noseparate-code,-z,noexecstack,--gc-sections",
 ];
 
 fn main() -> ExitCode {

@@ -31,9 +31,13 @@ const EMFILE: i32 = 24;
 
 /// The stack of the child between clone and execve.
 #[repr(C, align(16))]
-struct Stack([u8; 16 << 10]);
+pub(crate) struct Stack([u8; 14 << 10]);
 
-static STACK: OneThread<Stack> = OneThread::new(Stack([0; 16 << 10]));
+impl Stack {
+    pub(crate) const fn new() -> Self {
+        Self([0; 14 << 10])
+    }
+}
 
 /// Control data of a request: the header of `SCM_RIGHTS`, then the descriptors.
 #[repr(C, align(8))]
@@ -42,16 +46,6 @@ struct Control {
     level: i32,
     kind: i32,
     fds: [i32; FDS_MAX + 1],
-}
-
-/// Has the memory of the stacks there before the first request, which then meets no page fault in it.
-#[inline(never)]
-pub(crate) fn touch_stacks() {
-    let top = STACK.get() as usize + size_of::<Stack>() - size_of::<usize>();
-    // SAFETY: the last word of a static that nobody uses yet.
-    unsafe { (top as *mut usize).write_volatile(0) };
-    // `serve` and `reap`, each with a frame of its own, need less.
-    core::hint::black_box([0u8; 4 << 10]);
 }
 
 /// What the child is told, and where it says what failed. It shares our memory and we sleep until it is gone.
@@ -63,7 +57,7 @@ struct Start<'a> {
 }
 
 /// Serves one message; false at the end of file.
-#[inline(never)] // see `touch_stacks`
+#[inline(never)] // its kilobytes are not to be part of main's frame, which is there at rest
 pub(crate) fn serve(init: &mut Init) -> bool {
     let mut control = Control { length: 0, level: 0, kind: 0, fds: [-1; FDS_MAX + 1] };
     let Some(count) = receive(&mut control) else { return false };
@@ -106,7 +100,7 @@ fn start(init: &mut Init, head: Request, fds: &[i32]) -> Result<(), (u32, i32, u
         drop_capabilities: init.config.flags & protocol::DROP_CAPABILITIES != 0,
         failure: None,
     };
-    let top = STACK.get() as usize + size_of::<Stack>();
+    let top = init.stack.get() as usize + size_of::<Stack>();
     let mut pidfd = -1;
     let notify = head.flags & protocol::NOTIFY_STARTED != 0;
     let flags = CLONE_VM | CLONE_VFORK | SIGCHLD | if notify { CLONE_PIDFD } else { 0 };

@@ -38,9 +38,11 @@ const POLLIN: i16 = 1;
 const EINTR: isize = -4;
 const EINVAL: i32 = 22;
 
-/// What init carries from request to request. In this order, so that what every request needs lies on one page.
-#[repr(C, align(64))]
+/// All of init's memory but its own stack. In this order: the upper end of the child's stack and what every request needs lie
+/// on one page. Aligned, as a segment without a file that begins within a page cannot be loaded before Linux 6.6.
+#[repr(C, align(4096))]
 pub(crate) struct Init {
+    pub(crate) stack: OneThread<exec::Stack>,
     pub(crate) config: Config,
     pub(crate) programs: reap::Programs,
 }
@@ -61,7 +63,11 @@ impl<T> OneThread<T> {
     }
 }
 
-static INIT: OneThread<Init> = OneThread::new(Init { config: EMPTY_CONFIG, programs: reap::Programs::new() });
+static INIT: OneThread<Init> = OneThread::new(Init {
+    stack: OneThread::new(exec::Stack::new()),
+    config: EMPTY_CONFIG,
+    programs: reap::Programs::new(),
+});
 
 #[repr(C)]
 struct Pollfd {
@@ -184,7 +190,6 @@ fn set_up(init: &mut Init) -> Result<i32, Broken> {
     // A session without a terminal, for all programs: one of its own for each would cost it microseconds (autogroups).
     // SAFETY: takes nothing. It cannot fail, as a new process leads no group.
     unsafe { syscall(nr::SETSID, [0; 6]) };
-    exec::touch_stacks();
     Ok(watch_children().map_err(|errno| (step::WATCH_CHILDREN, errno))?)
 }
 

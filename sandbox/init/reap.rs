@@ -66,7 +66,7 @@ impl Programs {
     }
 
     /// Reaps all that has ended and reports the programs among it.
-    #[inline(never)] // see `exec::touch_stacks`
+    #[inline(never)] // as `exec::serve`
     pub(crate) fn reap(&mut self) {
         let mut ended = [Reply::default(); BATCH];
         let mut count = 0;
