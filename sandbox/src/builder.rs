@@ -422,9 +422,9 @@ impl Builder {
     /// [`build`](Self::build) makes an image by mkfs(8), so large that at least `disk_max` bytes can be stored in a few files,
     /// and about 3 % more at most (1 MiB: 7 %); what the file system needs for itself is added. Each start copies what mkfs
     /// wrote into a sparse file without a name in [`state_dir`](Self::state_dir)`/images` (default:
-    /// `/var/lib/sandbox/images`) and mounts that by a loop device. So nothing is left behind, whoever dies first. That takes
-    /// 2.5 ms with ext4 and 10 ms with XFS, and is done ahead when there is time between two starts; each of the
-    /// [`prepared`](Self::prepared) instances has its own.
+    /// `/var/lib/sandbox/images`), where nobody else may write, and mounts that by a loop device. So nothing is left behind,
+    /// whoever dies first. That takes 2.5 ms with ext4 and 10 ms with XFS, and is done ahead when there is time between two
+    /// starts; each of the [`prepared`](Self::prepared) instances has its own.
     ///
     /// ```no_run
     /// use sandbox::{DiskImage, Sandbox};

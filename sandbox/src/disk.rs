@@ -13,7 +13,7 @@ use crate::image::Image;
 use crate::outcome::Leftover;
 use crate::overlay::Overlay;
 use crate::plan::Plan;
-use crate::{Enforcement, Error, Feature, Mode};
+use crate::{Enforcement, Error, Feature, Mode, host};
 
 pub(crate) const FEATURES: [Feature; 2] = [Feature::DiskMax, Feature::InodesMax];
 pub(crate) const FIX: &str = "bind a writable directory of a file system with project quota (XFS or ext4 mounted with \
@@ -164,7 +164,7 @@ impl Disk {
         let check = if layer.is_some() { Check::overlay() } else { Check::default() };
         filesystem.require(&check).map_err(explain)?;
         let projects = crate::recover::projects_directory(plan.state_dir.as_deref());
-        if let Some(Err(error)) = projects.parent().map(std::fs::create_dir_all) {
+        if let Some(Err(error)) = projects.parent().map(host::make_state_directory) {
             return Err((format!("cannot make {}: {error}", projects.display()), "name a state_dir".to_owned()));
         }
         let allocator = Allocator::open(&filesystem, &projects, Allocator::IDS).map_err(explain)?;

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
@@ -60,6 +61,12 @@ pub(crate) fn init_memfd() -> Result<OwnedFd, Error> {
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).map_err(|error| step(error.into()))
+}
+
+/// Makes a directory for what outlives a sandbox, and those that lead to it, where they are missing: closed to others,
+/// whatever the caller's umask.
+pub(crate) fn make_state_directory(path: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// `/dev/null`, for reading and writing.

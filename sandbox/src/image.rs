@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ns::mount::Filesystem;
-use rustix::fs::{AtFlags, CWD, Mode as Bits, OFlags, SeekFrom};
+use rustix::fs::{AtFlags, Mode as Bits, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::builder::DiskImage;
 use crate::disk::{DiskUsage, FEATURES};
 use crate::error::cause_and_hint;
-use crate::host::Privilege;
+use crate::host::{self, Privilege};
 use crate::plan::Plan;
 use crate::step::PLAIN;
 use crate::{Enforcement, Error, rootfs, sys};
@@ -85,11 +85,17 @@ impl DiskImage {
 #[derive(Debug)]
 pub(crate) struct Images {
     filesystem: DiskImage,
-    /// Where they lie.
-    directory: PathBuf,
+    place: Place,
     size: u64,
     /// As mkfs left it.
     template: OwnedFd,
+}
+
+/// Where they lie: opened once, so that who exchanges the directory later changes nothing.
+#[derive(Debug)]
+struct Place {
+    directory: OwnedFd,
+    path: PathBuf,
 }
 
 /// One of them, mounted, for one instance.
@@ -160,8 +166,8 @@ impl Images {
 
     /// Whether the host has less room than a full image takes.
     fn shortage(&self) -> Option<String> {
-        let has = rustix::fs::statvfs(&self.directory).ok()?;
-        let (has, place) = (has.f_bavail * has.f_frsize, self.directory.display());
+        let has = rustix::fs::fstatvfs(&self.place.directory).ok()?;
+        let (has, place) = (has.f_bavail * has.f_frsize, self.place.path.display());
         (has < self.size).then(|| format!("a full disk image takes {} bytes, and {place} has {has} left", self.size))
     }
 
@@ -177,17 +183,18 @@ impl Images {
             return Err(("only host root can mount an image".to_owned(), fix.to_owned()));
         }
         let bytes = bytes.unwrap_or_default();
-        let explain = |error| explain(&error, &directory);
-        std::fs::create_dir_all(&directory).map_err(|error| explain(Error::setup_at("make", &directory, error)))?;
-        let mut size = (bytes + MARGIN).max(filesystem.smallest()).next_multiple_of(BLOCK.into());
+        let place = Place::open(directory)?;
+        let size = (bytes + MARGIN).max(filesystem.smallest()).next_multiple_of(BLOCK.into());
+        let template = place.mkfs(filesystem, size, inodes).map_err(|error| place.explain(&error))?;
+        let mut images = Self { filesystem, place, size, template };
+        let explain = |error| images.place.explain(&error);
         for _ in 0..PASSES {
-            let template = make(filesystem, &directory, size, inodes).map_err(explain)?;
-            let images = Self { filesystem, directory: directory.clone(), size, template };
             let empty = images.make().map_err(explain)?.empty;
             let room = empty.room;
             let missing = (bytes + MARGIN).saturating_sub(room);
             if missing > 0 {
-                size = (size + missing + missing / 8).next_multiple_of(BLOCK.into());
+                images.size = (images.size + missing + missing / 8).next_multiple_of(BLOCK.into());
+                images.template = images.place.mkfs(filesystem, images.size, inodes).map_err(explain)?;
                 continue;
             }
             if room > bytes + bytes / EXCESS + 2 * MARGIN {
@@ -207,8 +214,9 @@ impl Images {
 
     /// One more, empty.
     pub(crate) fn make(&self) -> Result<Image, Error> {
-        let file = new_file(&self.directory, self.size)?;
-        copy(&self.template, &file).map_err(|error| Error::setup_at("copy a disk image in", &self.directory, error))?;
+        let file = self.place.new_file(self.size)?;
+        copy(&self.template, &file)
+            .map_err(|error| Error::setup_at("copy a disk image in", &self.place.path, error))?;
         let (device, path) = attach(file.as_fd())?;
         let failed = |error: io::Error| Error::setup("mount a disk image", error);
         let mount = || {
@@ -274,49 +282,73 @@ fn explain(error: &Error, directory: &Path) -> Refusal {
     (cause, hint.unwrap_or_else(|| format!("see the error; images lie in {}", directory.display())))
 }
 
-/// A file system as mkfs makes it.
-fn make(filesystem: DiskImage, directory: &Path, size: u64, inodes: Option<u64>) -> Result<OwnedFd, Error> {
-    let file = new_file(directory, size)?;
-    let (name, arguments) = filesystem.mkfs(inodes);
-    let refused = |error: io::Error| Error::setup_at("make a file system by", name, error);
-    let mut programs = PROGRAM_DIRECTORIES.iter().map(|directory| Path::new(directory).join(name));
-    let program = programs.find(|program| program.is_file()).ok_or_else(|| refused(Errno::NOENT.into()))?;
-    let failed = |error: io::Error| Error::setup_at("run", name, error);
-    let (said, words) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
-    // A path to a program and no closure, so that std does not fork. mkfs opens the file anew by the name of a descriptor.
-    let mut child = Command::new(program)
-        .args(arguments)
-        .arg("/proc/self/fd/0")
-        .env_clear()
-        .env("LC_ALL", "C")
-        .current_dir("/")
-        .stdin(file.try_clone().map_err(failed)?)
-        .stdout(words.try_clone().map_err(failed)?)
-        .stderr(words)
-        .spawn()
-        .map_err(failed)?;
-    let mut text = String::new();
-    File::from(said).read_to_string(&mut text).map_err(failed)?;
-    match child.wait() {
-        Ok(status) if !status.success() => Err(refused(io::Error::other(first_line(&text, status)))),
-        // A host program that ignores SIGCHLD loses the status: then the trial tells.
-        Err(error) if error.raw_os_error() != Some(libc::ECHILD) => Err(failed(error)),
-        _ => Ok(file),
+impl Place {
+    /// Opens the directory, and makes it if it is missing. Whoever else could write there could have the kernel mount a file
+    /// system of their own making.
+    fn open(path: PathBuf) -> Result<Self, Refusal> {
+        let opened = host::make_state_directory(&path).and_then(|()| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let directory = rustix::fs::open(&path, flags, Bits::empty())?;
+            let found = rustix::fs::fstat(&directory)?;
+            Ok((directory, found))
+        });
+        let (directory, found) = opened.map_err(|error| explain(&Error::setup_at("make", &path, error), &path))?;
+        let (owner, mode) = (found.st_uid, found.st_mode & 0o777);
+        if owner != rustix::process::geteuid().as_raw() || mode & 0o022 != 0 {
+            let why = format!("{} is of user {owner} and has mode {mode:o}, so others may write there", path.display());
+            return Err((why, "chown it to root and chmod it to 0700, or name another state_dir".to_owned()));
+        }
+        Ok(Self { directory, path })
+    }
+
+    fn explain(&self, error: &Error) -> Refusal {
+        explain(error, &self.path)
+    }
+
+    /// A file without a name, all of it a hole.
+    fn new_file(&self, size: u64) -> Result<OwnedFd, Error> {
+        let failed = |error: Errno| Error::setup_at("make a disk image in", &self.path, error);
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.directory, c".", flags, Bits::RUSR | Bits::WUSR).map_err(failed)?;
+        rustix::fs::ftruncate(&file, size).map_err(failed)?;
+        Ok(file)
+    }
+
+    /// A file system as mkfs makes it.
+    fn mkfs(&self, filesystem: DiskImage, size: u64, inodes: Option<u64>) -> Result<OwnedFd, Error> {
+        let file = self.new_file(size)?;
+        let (name, arguments) = filesystem.mkfs(inodes);
+        let refused = |error: io::Error| Error::setup_at("make a file system by", name, error);
+        let mut programs = PROGRAM_DIRECTORIES.iter().map(|directory| Path::new(directory).join(name));
+        let program = programs.find(|program| program.is_file()).ok_or_else(|| refused(Errno::NOENT.into()))?;
+        let failed = |error: io::Error| Error::setup_at("run", name, error);
+        let (said, words) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+        // A path to a program and no closure, so that std does not fork. mkfs opens the file anew by the name of a descriptor.
+        let mut child = Command::new(program)
+            .args(arguments)
+            .arg("/proc/self/fd/0")
+            .env_clear()
+            .env("LC_ALL", "C")
+            .current_dir("/")
+            .stdin(file.try_clone().map_err(failed)?)
+            .stdout(words.try_clone().map_err(failed)?)
+            .stderr(words)
+            .spawn()
+            .map_err(failed)?;
+        let mut text = String::new();
+        File::from(said).read_to_string(&mut text).map_err(failed)?;
+        match child.wait() {
+            Ok(status) if !status.success() => Err(refused(io::Error::other(first_line(&text, status)))),
+            // A host program that ignores SIGCHLD loses the status: then the trial tells.
+            Err(error) if error.raw_os_error() != Some(libc::ECHILD) => Err(failed(error)),
+            _ => Ok(file),
+        }
     }
 }
 
 fn first_line(said: &str, status: std::process::ExitStatus) -> String {
     let line = said.lines().map(str::trim).find(|line| !line.is_empty());
     line.map_or_else(|| status.to_string(), str::to_owned)
-}
-
-/// A file without a name, all of it a hole.
-fn new_file(directory: &Path, size: u64) -> Result<OwnedFd, Error> {
-    let failed = |error: Errno| Error::setup_at("make a disk image in", directory, error);
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(CWD, directory, flags, Bits::RUSR | Bits::WUSR).map_err(failed)?;
-    rustix::fs::ftruncate(&file, size).map_err(failed)?;
-    Ok(file)
 }
 
 /// Copies all but the holes. Nobody relies on the position of either file, so that several threads may copy one.
@@ -363,6 +395,12 @@ fn attach(file: BorrowedFd<'_>) -> Result<(OwnedFd, CString), Error> {
 mod tests {
     use super::*;
 
+    fn place() -> Place {
+        let path = std::env::temp_dir();
+        let directory = rustix::fs::open(&path, OFlags::DIRECTORY | OFlags::CLOEXEC, Bits::empty()).unwrap();
+        Place { directory, path }
+    }
+
     #[test]
     fn nearly_full_is_a_64th_and_at_most_4_mib() {
         assert_eq!(nearly(64 << 20), 1 << 20);
@@ -371,8 +409,7 @@ mod tests {
 
     #[test]
     fn only_data_is_copied() {
-        let directory = std::env::temp_dir();
-        let (from, to) = (new_file(&directory, 8 << 20).unwrap(), new_file(&directory, 8 << 20).unwrap());
+        let [from, to] = [(); 2].map(|()| place().new_file(8 << 20).unwrap());
         for at in [0, 5 << 20, (8 << 20) - 4096] {
             rustix::io::pwrite(&from, &[7; 4096], at).unwrap();
         }
@@ -387,9 +424,7 @@ mod tests {
 
     #[test]
     fn what_mkfs_says_is_told() {
-        let directory = std::env::temp_dir();
-        let error = make(DiskImage::Ext4, &directory, 4096, None);
-        let Err(error) = error else { panic!("4 KiB hold no file system") };
+        let Err(error) = place().mkfs(DiskImage::Ext4, 4096, None) else { panic!("4 KiB hold no file system") };
         let words = error.to_string();
         assert!(words.contains("mkfs.ext4") && !words.contains("exit status"), "{words}");
     }

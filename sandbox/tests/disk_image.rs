@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -345,6 +346,30 @@ fn what_an_image_lacks_is_named() {
         assert!(words.iter().all(|word| why.contains(word)), "{hide}: {why}");
     }
     nothing_is_left(&state.0);
+}
+
+/// Whoever writes where images lie could put a file system of their own making there.
+#[test]
+fn images_lie_where_nobody_else_writes() {
+    let state = state("shared");
+    drop(image_or_skip!("images_lie_where_nobody_else_writes", state, DiskImage::Ext4, LIMIT, |_| {}));
+    let images = state.0.join("images");
+    let mode = |mode| fs::set_permissions(&images, fs::Permissions::from_mode(mode)).unwrap();
+    assert_eq!(fs::metadata(&images).unwrap().permissions().mode() & 0o777, 0o700);
+    mode(0o770);
+    let refused = image(&state.0, DiskImage::Ext4, LIMIT, |_| {}).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    assert!(refused.to_string().contains("mode 770, so others may write there"), "{refused}");
+    mode(0o755);
+    std::os::unix::fs::chown(&images, Some(1), None).unwrap();
+    let refused = image(&state.0, DiskImage::Ext4, LIMIT, |_| {}).unwrap_err();
+    assert!(refused.to_string().contains("is of user 1"), "{refused}");
+    // What was opened before is used on, whatever is there by then.
+    std::os::unix::fs::chown(&images, Some(0), None).unwrap();
+    let sandbox = image(&state.0, DiskImage::Ext4, LIMIT, |b| _ = b.prepared(0)).unwrap();
+    fs::rename(&images, state.0.join("moved")).unwrap();
+    std::os::unix::fs::symlink("/proc", &images).unwrap();
+    assert_eq!(text(&sh(&sandbox, "echo x > /data/x; cat /data/x")), "x");
 }
 
 #[test]
