@@ -261,7 +261,7 @@ fn close_range(first: i32, last: i32) -> Result<(), i32> {
     check(unsafe { syscall(nr::CLOSE_RANGE, [first as usize, last as u32 as usize, 0, 0, 0, 0]) })
 }
 
-/// Supplementary groups it has none, as init.
+/// Supplementary groups are init's: none, but where it may not drop the caller's.
 fn take_ids(request: &Request) -> Result<(), (u32, i32, u32)> {
     let (uid, gid) = (request.uid as usize, request.gid as usize);
     // SAFETY: numbers only.
