@@ -128,7 +128,8 @@ impl Pool {
     /// Starts the threads that fill it. They hold the sandbox only while they start an instance.
     pub(crate) fn fill(&self, sandbox: &Arc<Inner>) -> Result<(), Error> {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        for _ in 0..cpus.min(THREADS_MAX).min(self.shared.size) {
+        // One CPU is left to those who take: a run wakes several threads one after another, and each would wait for a refill.
+        for _ in 0..cpus.saturating_sub(1).clamp(1, THREADS_MAX).min(self.shared.size) {
             let (shared, sandbox) = (Arc::clone(&self.shared), Arc::downgrade(sandbox));
             std::thread::Builder::new()
                 .name("sandbox-pool".to_owned())
