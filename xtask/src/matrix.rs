@@ -119,7 +119,7 @@ const TAME: Tests = &[
     "ns/",
     "quota/",
     "rlimit/",
-    "sandbox/tests/disk",
+    "sandbox/tests/disk.rs",
     "sandbox/tests/lifecycle",
     "sandbox/tests/memory",
     "sandbox/tests/pids",
