@@ -73,6 +73,7 @@
 //! | project quota on XFS / ext4 / f2fs | 2.6 / 4.5 / 4.14 | everything | named by [`Filesystem::check`] |
 //! | `FS_IOC_FSGETXATTR` for all file systems | 4.5 | tags | none |
 //! | `Q_XGETNEXTQUOTA` | 4.6 | [`Filesystem::report`], [`Allocator::recover`] | none |
+//! | `XFS_IOC_FREE_EOFBLOCKS` | 3.8, XFS | exact usage at [`Lease::release`] and [`Allocator::recover`] | none |
 //! | quotactl_fd(2) | 5.14 | calls without a device node | a node, if need be in a tmpfs mounted nowhere |
 //! | file_setattr(2) | 6.17, XFS | projects of existing links and special files | named in [`Retagged::left`] |
 
