@@ -3,6 +3,7 @@
 //! One thread for each process, made at the first need. It sleeps in poll(2) on all that it looks after.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
@@ -45,6 +46,8 @@ pub(crate) struct Burials {
     done: Condvar,
     /// What is to be made again when an instance has gone.
     pub(crate) refill: OnceLock<Refill>,
+    /// Somebody waits for the last: no more rest.
+    hurry: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -78,7 +81,11 @@ impl Burials {
     /// Waits, at most `timeout`, until nothing is left to be buried; what could not be.
     pub(crate) fn wait(&self, timeout: Duration) -> Vec<Leftover> {
         let deadline = Instant::now() + timeout;
+        self.hurry.store(true, Ordering::Release);
         let mut state = self.lock();
+        if state.pending > 0 {
+            look_now();
+        }
         while state.pending > 0 {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
                 let why = format!("still being taken down after {timeout:?}");
@@ -140,6 +147,11 @@ impl Burial {
             unmounting: None,
             reported: false,
         }
+    }
+
+    fn is_due(&self) -> bool {
+        let hurried = self.phase == Phase::Resting && self.grave.burials.hurry.load(Ordering::Acquire);
+        hurried || self.next <= Instant::now()
     }
 
     /// One attempt; true when nothing is left.
@@ -217,6 +229,8 @@ struct Shared {
     /// When the thread will look again by itself; `None`: not before it is told.
     wakes_at: Option<Instant>,
     asleep: bool,
+    /// It was told to look since it last did.
+    again: bool,
 }
 
 #[derive(Debug)]
@@ -287,6 +301,13 @@ pub(crate) fn adopt(child: Child) -> Result<(), Error> {
     Ok(())
 }
 
+/// Has the thread look at all that rests.
+fn look_now() {
+    if let Ok(keeper) = keeper() {
+        keeper.add(Some(Instant::now()), |_| {});
+    }
+}
+
 /// Takes an instance down.
 pub(crate) fn bury(grave: Grave) {
     grave.burials.begin();
@@ -314,6 +335,7 @@ impl Keeper {
     fn add(&self, wanted_at: Option<Instant>, add: impl FnOnce(&mut Work)) {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         add(&mut shared.new);
+        shared.again = true;
         let Some(wanted) = wanted_at else { return };
         let in_time = shared.wakes_at.is_some_and(|wakes| wakes <= wanted);
         if shared.asleep && !in_time {
@@ -342,8 +364,8 @@ impl Keeper {
             let wakes_at = work.next();
             {
                 let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-                let new = std::mem::take(&mut shared.new);
-                if work.take(new) {
+                work.take(std::mem::take(&mut shared.new));
+                if std::mem::take(&mut shared.again) {
                     continue;
                 }
                 shared.wakes_at = wakes_at;
@@ -381,7 +403,7 @@ impl Work {
     fn dig(&mut self) {
         let mut buried = Vec::new();
         self.burials.retain_mut(|burial| {
-            let done = burial.next <= Instant::now() && burial.dig();
+            let done = burial.is_due() && burial.dig();
             if done {
                 buried.push(Arc::clone(&burial.grave.burials));
             }
@@ -396,14 +418,11 @@ impl Work {
         burials.chain(watched).min()
     }
 
-    /// Takes new work in; whether there was any.
-    fn take(&mut self, mut new: Self) -> bool {
-        let any =
-            !(new.burials.is_empty() && new.relays.is_empty() && new.detached.is_empty() && new.watched.is_empty());
+    /// Takes new work in.
+    fn take(&mut self, mut new: Self) {
         self.burials.append(&mut new.burials);
         self.relays.append(&mut new.relays);
         self.detached.append(&mut new.detached);
         self.watched.append(&mut new.watched);
-        any
     }
 }
