@@ -320,8 +320,7 @@ fn normalised(text: &[u8]) -> Vec<String> {
         if let Some(name) = line.strip_prefix("== ") {
             section = name;
         }
-        if unique.iter().any(|key| line.starts_with(key)) || (section != "/proc/1/status" && line.starts_with("SigBlk"))
-        {
+        if unique.iter().any(|key| line.starts_with(key)) || (section == "status" && line.starts_with("SigBlk")) {
             continue;
         }
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
