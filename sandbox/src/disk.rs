@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use quota::{Allocator, Check, Directory, Filesystem, Lease, Limit, Limits, Released};
 
 use crate::builder::{Access, MountKind};
-use crate::error::cause_and_hint;
+use crate::error::{Refusal, cause_and_hint};
 use crate::image::Image;
 use crate::outcome::Leftover;
 use crate::overlay::Overlay;
@@ -75,8 +75,6 @@ impl Volume {
         })
     }
 }
-
-type Refusal = (String, String);
 
 fn explain(error: quota::Error) -> Refusal {
     let (cause, hint) = cause_and_hint(error.to_string(), error.hint());

@@ -270,6 +270,9 @@ pub(crate) fn cause_and_hint(text: String, hint: Option<&str>) -> (String, Optio
     (cause, Some(hint.to_owned()))
 }
 
+/// Why something cannot be had, and the fix.
+pub(crate) type Refusal = (String, String);
+
 /// The causes that are known for certain.
 fn hint(step: &str, error: &io::Error) -> Option<&'static str> {
     Some(match (step, error.raw_os_error()?) {

@@ -63,6 +63,11 @@ pub(crate) fn init_memfd() -> Result<OwnedFd, Error> {
     rustix::fs::open(path, flags, Mode::empty()).map_err(|error| step(error.into()))
 }
 
+/// Where root keeps what outlives a sandbox.
+pub(crate) fn state_directory(named: Option<&Path>) -> &Path {
+    named.unwrap_or(Path::new("/var/lib/sandbox"))
+}
+
 /// Makes a directory for what outlives a sandbox, and those that lead to it, where they are missing: closed to others,
 /// whatever the caller's umask.
 pub(crate) fn make_state_directory(path: &Path) -> std::io::Result<()> {

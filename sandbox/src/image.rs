@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use crate::builder::DiskImage;
 use crate::disk::{DiskUsage, FEATURES};
-use crate::error::cause_and_hint;
+use crate::error::{Refusal, cause_and_hint};
 use crate::host::{self, Privilege};
 use crate::plan::Plan;
 use crate::step::PLAIN;
@@ -41,9 +41,6 @@ const ATTEMPTS: u32 = 100;
 /// Where mkfs is, whatever the caller's `PATH`.
 const PROGRAM_DIRECTORIES: [&str; 6] =
     ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin", "/run/current-system/sw/bin"];
-
-/// The cause and the fix.
-type Refusal = (String, String);
 
 impl DiskImage {
     const fn name(self) -> &'static CStr {
@@ -134,7 +131,7 @@ impl Images {
     pub(crate) fn new(plan: &mut Plan, privilege: Privilege) -> Result<Option<Self>, Error> {
         let Some(filesystem) = plan.disk_image() else { return Ok(None) };
         let wanted = FEATURES.map(|feature| plan.requested(feature));
-        let directory = plan.state_dir.as_deref().unwrap_or(Path::new("/var/lib/sandbox")).join("images");
+        let directory = host::state_directory(plan.state_dir.as_deref()).join("images");
         let by = format!("an {filesystem} image on a loop device, in {}", directory.display());
         let entry = |plan: &Plan, feature| {
             let requested = plan.requested(feature);

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use crate::builder::{DiskImage, Upper};
 use crate::disk::Disk;
+use crate::error::Refusal;
 use crate::host::Privilege;
 use crate::identity::{Identity, Ids};
 use crate::image::Images;
@@ -145,7 +146,7 @@ impl Overlay {
         identity: &Identity,
         disk: Option<&Disk>,
         images: Option<&Images>,
-    ) -> Result<Result<Memory, (String, String)>, Error> {
+    ) -> Result<Result<Memory, Refusal>, Error> {
         if let Some(layer) = &self.layer {
             if let Err(refused) = layer.keeps_attributes(self.privilege) {
                 return Ok(Err(refused));
@@ -343,7 +344,7 @@ impl Layer {
     }
 
     /// Whether the kernel could keep its marks here; without them it mounts an overlay that is half broken.
-    fn keeps_attributes(&self, privilege: Privilege) -> Result<(), (String, String)> {
+    fn keeps_attributes(&self, privilege: Privilege) -> Result<(), Refusal> {
         let path = self.path.display();
         if let Ok(disk) = quota::Filesystem::open(&self.path) {
             if disk.features().file_types == Some(false) {

@@ -207,7 +207,7 @@ pub(crate) fn directory(state_dir: Option<&Path>) -> Result<PathBuf, Error> {
 
 /// Where the registries of project ids lie. Limits on a disk outlive a reboot, and so must the memory of whose they are.
 pub(crate) fn projects_directory(state_dir: Option<&Path>) -> PathBuf {
-    state_dir.unwrap_or(Path::new("/var/lib/sandbox")).join("projects")
+    crate::host::state_directory(state_dir).join("projects")
 }
 
 #[cfg(test)]

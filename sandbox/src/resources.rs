@@ -12,7 +12,7 @@ use cgroup::{
 };
 use rlimit::{Limit as Bound, Limits as Bounds, Resource};
 
-use crate::error::cause_and_hint;
+use crate::error::{Refusal, cause_and_hint};
 use crate::plan::{Plan, nanoseconds};
 use crate::{Enforcement, Error, Feature, IoRates, LiveLimits, Mode};
 
@@ -129,13 +129,13 @@ impl Resources {
 }
 
 /// The cause and the fix of a refusal, apart.
-fn explain(error: &cgroup::Error) -> (String, String) {
+fn explain(error: &cgroup::Error) -> Refusal {
     let (cause, hint) = cause_and_hint(error.to_string(), error.hint());
     (cause, hint.map_or_else(|| FIX.to_owned(), |hint| format!("{hint}; or `prefer` the feature")))
 }
 
 /// No group can be made, and nobody insisted: what remains of each feature.
-fn without_groups(plan: &mut Plan, (why, fix): &(String, String)) -> Result<(), Error> {
+fn without_groups(plan: &mut Plan, (why, fix): &Refusal) -> Result<(), Error> {
     for (feature, ..) in FEATURES {
         let mode = plan.mode(feature);
         if mode != Mode::Off {

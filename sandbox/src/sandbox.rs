@@ -161,25 +161,7 @@ impl Sandbox {
         let raises = std::mem::take(&mut process_limits.raises);
         note_mechanisms(&mut plan, &identity, map_root);
         let landlock = landlock(&mut plan)?;
-        let mut steps = vec![];
-        if host::is_spared_by_oom_killer() {
-            steps.push(Step::ResetOomScore);
-        }
-        if resources.is_some() {
-            steps.push(Step::JoinCgroups);
-        }
-        if plan.namespaces.contains(Namespaces::CGROUP) {
-            steps.push(Step::UnshareCgroup { required: plan.mode(Feature::CgroupNamespace) == Mode::Require });
-        }
-        if plan.mode(Feature::SessionKeyring) != Mode::Off {
-            steps.push(Step::NewKeyring { required: plan.mode(Feature::SessionKeyring) == Mode::Require });
-        }
-        if plan.namespaces.contains(Namespaces::UTS) {
-            steps.push(Step::Hostname(rootfs::c_string(&plan.hostname)?));
-        }
-        if plan.namespaces.contains(Namespaces::NETWORK) {
-            steps.push(Step::Network);
-        }
+        let mut steps = first_steps(&plan, resources.is_some())?;
         // Namespaces that the child takes by itself, or that come with the template.
         let mut namespaces = plan.namespaces - (Namespaces::USER | Namespaces::CGROUP);
         let template = match privilege {
@@ -430,6 +412,30 @@ impl Inner {
         }
         resources::with_entries(&self.report, changed)
     }
+}
+
+/// What the child does before it turns to its root directory.
+fn first_steps(plan: &Plan, in_cgroups: bool) -> Result<Vec<Step>, Error> {
+    let mut steps = vec![];
+    if host::is_spared_by_oom_killer() {
+        steps.push(Step::ResetOomScore);
+    }
+    if in_cgroups {
+        steps.push(Step::JoinCgroups);
+    }
+    if plan.namespaces.contains(Namespaces::CGROUP) {
+        steps.push(Step::UnshareCgroup { required: plan.mode(Feature::CgroupNamespace) == Mode::Require });
+    }
+    if plan.mode(Feature::SessionKeyring) != Mode::Off {
+        steps.push(Step::NewKeyring { required: plan.mode(Feature::SessionKeyring) == Mode::Require });
+    }
+    if plan.namespaces.contains(Namespaces::UTS) {
+        steps.push(Step::Hostname(rootfs::c_string(&plan.hostname)?));
+    }
+    if plan.namespaces.contains(Namespaces::NETWORK) {
+        steps.push(Step::Network);
+    }
+    Ok(steps)
 }
 
 /// What init and the steps enforce, by mechanism.
