@@ -275,8 +275,8 @@ impl Overlay {
                 "Linux 5.19, and directories of XFS, ext4, btrfs or (Linux 6.3) tmpfs",
             )),
             Privilege::User if self.layer.is_none() && !tmpfs_has_user_attributes() => Some((
-                "a directory of the lower layer that was removed cannot be made again: this kernel's tmpfs keeps no user \
-                 attributes"
+                "a directory of the lower layer cannot be removed once something in it was changed (EIO): this kernel's \
+                 tmpfs keeps no user attributes"
                     .to_owned(),
                 "Linux 6.6, or an upper directory on a disk",
             )),

@@ -74,6 +74,10 @@ fn changes_go_to_memory_and_the_lower_directory_stays() {
     let lower = image(&scratch);
     let name = "changes_go_to_memory_and_the_lower_directory_stays";
     let Some(sandbox) = with_owners(name, &lower, Upper::Tmpfs) else { return };
+    if let Some(why) = sandbox.plan().warnings().iter().find(|why| why.contains("no user attributes")) {
+        common::skip(name, "an overlay of which every directory can be removed", why);
+        return;
+    }
     let output = sh(&sandbox, CHANGE);
     assert_eq!(text(&output), CHANGED, "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(
