@@ -139,6 +139,10 @@ fn set_up(init: &mut Init) -> Result<i32, Broken> {
     let config_error = |errno| (step::READ_CONFIG, errno);
     exec::map_inline().map_err(config_error)?;
     let at = protocol::REQUEST_BASE as usize;
+    // Who has too little memory for this page is killed here, by its own fault and not in the middle of a system call, which
+    // User-Mode Linux (7.2) does not survive.
+    // SAFETY: the address is mapped, and nothing lies there yet.
+    unsafe { (at as *mut u8).write_volatile(0) };
     // SAFETY: the address is mapped for INLINE_MAX bytes.
     let read = unsafe { syscall(nr::READ, [protocol::SOCKET_FD as usize, at, protocol::INLINE_MAX, 0, 0, 0]) };
     let header = size_of::<Config>() as isize;
