@@ -9,13 +9,14 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use plotters::prelude::*;
 use sandbox_benches::command_lines::{commands, installed, on_v1_alone};
 use sandbox_benches::random::Random;
+use sandbox_benches::report::{self, Machine};
 use sandbox_benches::resident::{Failure, Resident};
 use sandbox_benches::stats::{median, median_ratio, quantile};
 use sandbox_benches::tiny::Tiny;
@@ -98,11 +99,8 @@ struct Target {
 
 #[derive(Serialize)]
 struct Report {
-    kernel: String,
-    cpus: usize,
-    load_before: String,
-    load_after: String,
-    unix_time: u64,
+    #[serde(flatten)]
+    machine: Machine,
     rounds: usize,
     gap_ms: u64,
     ballast_mb: u64,
@@ -112,7 +110,7 @@ struct Report {
 
 fn measure(options: &Options) -> Result<(), Failure> {
     let rounds = options.rounds.unwrap_or(if options.quick { 20 } else { 100 });
-    let load_before = load();
+    let machine = Machine::before();
     let made;
     let tiny = match &options.tiny {
         Some(file) => file.clone(),
@@ -130,20 +128,14 @@ fn measure(options: &Options) -> Result<(), Failure> {
         targets.push(Target { name: name.to_owned(), rows: measure_target(options, name, rows, rounds)? });
     }
     let report = Report {
-        kernel: read("/proc/sys/kernel/osrelease"),
-        cpus: std::thread::available_parallelism().map_or(1, usize::from),
-        load_before,
-        load_after: load(),
-        unix_time: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs(),
+        machine: machine.after()?,
         rounds,
         gap_ms: options.gap,
         ballast_mb: options.ballast,
         missing,
         targets,
     };
-    let directory =
-        options.docs.clone().unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/spawn-latency"));
-    keep(options, &report, &directory)?;
+    keep(options, &report)?;
     let mut out = std::io::stdout().lock();
     if options.json {
         serde_json::to_writer_pretty(&mut out, &report)?;
@@ -152,14 +144,6 @@ fn measure(options: &Options) -> Result<(), Failure> {
         print(&mut out, &report)?;
     }
     Ok(())
-}
-
-fn read(path: &str) -> String {
-    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
-}
-
-fn load() -> String {
-    read("/proc/loadavg")
 }
 
 /// Where the benchmark programs lie.
@@ -311,8 +295,8 @@ fn figures(measured: &[Measured]) -> Vec<Figures> {
 }
 
 fn print(out: &mut impl Write, report: &Report) -> Result<(), Failure> {
-    let Report { kernel, cpus, load_before, load_after, rounds, gap_ms, ballast_mb, .. } = report;
-    writeln!(out, "kernel {kernel}, {cpus} CPUs, load {load_before} before, {load_after} after")?;
+    let Report { machine, rounds, gap_ms, ballast_mb, .. } = report;
+    writeln!(out, "{machine}")?;
     writeln!(out, "{rounds} rounds, {gap_ms} ms quiet before each run, {ballast_mb} MiB touched by each caller")?;
     for target in &report.targets {
         writeln!(out)?;
@@ -334,17 +318,14 @@ fn print(out: &mut impl Write, report: &Report) -> Result<(), Failure> {
 }
 
 /// Writes the JSON document and one chart for each target.
-fn keep(options: &Options, report: &Report, directory: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(directory)?;
+fn keep(options: &Options, report: &Report) -> Result<(), Failure> {
     let mut stem = if options.quick { "quick".to_owned() } else { "peers".to_owned() };
     for (word, value) in [("gap", options.gap), ("ballast", options.ballast)] {
         if value > 0 {
             stem.push_str(&format!("-{word}{value}"));
         }
     }
-    let mut json = serde_json::to_vec_pretty(report)?;
-    json.push(b'\n');
-    std::fs::write(directory.join(format!("{stem}.json")), json)?;
+    let directory = report::keep(report, options.docs.as_deref(), &stem)?;
     for target in &report.targets {
         let name = target.name.trim_start_matches("/bin/");
         chart(target, &directory.join(format!("{stem}-{name}.svg")))?;

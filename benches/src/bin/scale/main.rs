@@ -14,11 +14,12 @@ mod memory;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use sandbox::rlimit::{self, Limits, Resource};
 use sandbox::{Builder, Command, Sandbox, Stdio};
+use sandbox_benches::report::{self, Machine};
 use sandbox_benches::resident::Failure;
 use sandbox_benches::stats::{median, quantile};
 use sandbox_benches::sys::Spawner;
@@ -104,11 +105,8 @@ struct Series {
 
 #[derive(Debug, Serialize)]
 struct Report {
-    kernel: String,
-    cpus: usize,
-    load_before: String,
-    load_after: String,
-    unix_time: u64,
+    #[serde(flatten)]
+    machine: Machine,
     quick: bool,
     series: Vec<Series>,
     idle: Option<memory::Idle>,
@@ -198,7 +196,7 @@ fn measure(options: &Options) -> Result<(), Failure> {
     };
     let scratch = tempfile::Builder::new().prefix("sandbox-benches-").tempdir()?;
     let bench = Bench { quick: options.quick, target, scratch };
-    let load_before = read("/proc/loadavg");
+    let machine = Machine::before();
     let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
     type Measure = fn(&Bench) -> Result<Series, Failure>;
     let all: [(&str, Measure); 7] = [
@@ -221,19 +219,8 @@ fn measure(options: &Options) -> Result<(), Failure> {
         series.push(measure(&bench)?);
         note(name, since);
     }
-    let report = Report {
-        kernel: read("/proc/sys/kernel/osrelease"),
-        cpus: std::thread::available_parallelism().map_or(1, usize::from),
-        load_before,
-        load_after: read("/proc/loadavg"),
-        unix_time: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs(),
-        quick: options.quick,
-        series,
-        idle,
-    };
-    let directory =
-        options.docs.clone().unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/spawn-latency"));
-    keep(&report, &directory)?;
+    let report = Report { machine: machine.after()?, quick: options.quick, series, idle };
+    keep(&report, options.docs.as_deref())?;
     let mut out = std::io::stdout().lock();
     if options.json {
         serde_json::to_writer_pretty(&mut out, &report)?;
@@ -244,17 +231,10 @@ fn measure(options: &Options) -> Result<(), Failure> {
     Ok(())
 }
 
-fn read(path: &str) -> String {
-    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
-}
-
 /// Writes the JSON document and one chart for each series.
-fn keep(report: &Report, directory: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(directory)?;
+fn keep(report: &Report, docs: Option<&Path>) -> Result<(), Failure> {
     let stem = if report.quick { "quick-scale" } else { "scale" };
-    let mut json = serde_json::to_vec_pretty(report)?;
-    json.push(b'\n');
-    std::fs::write(directory.join(format!("{stem}.json")), json)?;
+    let directory = report::keep(report, docs, stem)?;
     for series in &report.series {
         chart::draw(series, &directory.join(format!("{stem}-{}.svg", series.name)))?;
     }
@@ -262,8 +242,7 @@ fn keep(report: &Report, directory: &Path) -> Result<(), Failure> {
 }
 
 fn print(out: &mut impl Write, report: &Report) -> Result<(), Failure> {
-    let Report { kernel, cpus, load_before, load_after, .. } = report;
-    writeln!(out, "kernel {kernel}, {cpus} CPUs, load {load_before} before, {load_after} after")?;
+    writeln!(out, "{}", report.machine)?;
     for series in &report.series {
         writeln!(out, "\n{}\n", series.title)?;
         let head =
