@@ -9,10 +9,11 @@ use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use common::acts::disk::{hits, result};
 use common::acts::{self, Act};
 use common::{Scratch, build_overlay, is_root, said, text};
 use sandbox::quota::{Allocator, Check, Directory, Filesystem, Kernel, Kind, Limits, Usage};
-use sandbox::{Builder, ErrorKind, Feature, LimitKind, Outcome, Output, Sandbox, Upper};
+use sandbox::{Builder, ErrorKind, Feature, Output, Sandbox, Upper};
 
 const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 4 * MIB;
@@ -53,18 +54,6 @@ macro_rules! overlay_or_skip {
 
 fn act(sandbox: &Sandbox, what: &str) -> Output {
     common::act(sandbox, what).output().unwrap()
-}
-
-/// What `fill` and `files` say: how much, and the errno or 0.
-fn result(output: &Output) -> (u64, i32) {
-    assert!(output.outcome.success(), "{output:?} {}", String::from_utf8_lossy(&output.stderr));
-    let words = said(&output.stdout, "made");
-    let (count, errno) = words.split_once(' ').unwrap();
-    (count.parse().unwrap(), errno.parse().unwrap())
-}
-
-fn hits(outcome: &Outcome) -> (Option<u64>, Option<u64>) {
-    (outcome.hit(LimitKind::Disk), outcome.hit(LimitKind::Inodes))
 }
 
 /// A directory of its own on the disk under test. One test at a time has it.

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use common::acts::disk::{hits, result};
 use common::acts::{self, Act};
 use common::{Scratch, act, build_overlay, is_root, said, sh, text};
-use sandbox::{Builder, DiskImage, End, Error, ErrorKind, Feature, LimitKind, Outcome, Output, Sandbox, Upper};
+use sandbox::{Builder, DiskImage, End, Error, ErrorKind, Feature, Output, Sandbox, Upper};
 
 const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 8 * MIB;
@@ -74,18 +75,6 @@ macro_rules! image_or_skip {
 
 fn did(sandbox: &Sandbox, what: &str) -> Output {
     act(sandbox, what).output().unwrap()
-}
-
-/// What `fill` and `files` say: how much, and the errno or 0.
-fn result(output: &Output) -> (u64, i32) {
-    assert!(output.outcome.success(), "{output:?} {}", String::from_utf8_lossy(&output.stderr));
-    let words = said(&output.stdout, "made");
-    let (count, errno) = words.split_once(' ').unwrap();
-    (count.parse().unwrap(), errno.parse().unwrap())
-}
-
-fn hits(outcome: &Outcome) -> (Option<u64>, Option<u64>) {
-    (outcome.hit(LimitKind::Disk), outcome.hit(LimitKind::Inodes))
 }
 
 /// The limit that was asked for, or up to 4 % more.

@@ -6,6 +6,9 @@ use std::io::Write as _;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use sandbox::{LimitKind, Outcome, Output};
+
+use super::super::said;
 use super::{number, say};
 
 /// `FS_IOC_FSGETXATTR`, `FS_IOC_FSSETXATTR` and the flag of directories that hand their project on.
@@ -16,6 +19,19 @@ const FILE_SETATTR: i64 = 469;
 
 fn say_made(count: u64, errno: i32) {
     say("made", format!("{count} {errno}"));
+}
+
+/// What `fill` and `files` say: how much, and the errno or 0.
+pub fn result(output: &Output) -> (u64, i32) {
+    assert!(output.outcome.success(), "{output:?} {}", String::from_utf8_lossy(&output.stderr));
+    let words = said(&output.stdout, "made");
+    let (count, errno) = words.split_once(' ').unwrap();
+    (count.parse().unwrap(), errno.parse().unwrap())
+}
+
+/// How often the limits of bytes and of files were met.
+pub fn hits(outcome: &Outcome) -> (Option<u64>, Option<u64>) {
+    (outcome.hit(LimitKind::Disk), outcome.hit(LimitKind::Inodes))
 }
 
 fn errno_of(error: &std::io::Error) -> i32 {
