@@ -268,9 +268,30 @@ impl Meter {
     /// # Errors
     /// [`Error::File`], `ENODEV` when the group has been removed. A number that does not parse is `None`.
     pub fn read(&mut self) -> Result<Usage> {
+        self.read_where(|_, _| true)
+    }
+
+    /// [`read`](Self::read), but CPU time is not read, and `None`, when `pids_peak` says that never more than `tasks` were in the
+    /// group at the same time. For those whom wait4(2) has told the CPU time of so few: the kernel sums it up over all CPUs
+    /// when it is read, which costs as much as all other files together.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_with_cpu_beyond(&mut self, tasks: u64) -> Result<Usage> {
+        self.read_where(|source, usage| {
+            !matches!(source, Source::CpuStat | Source::CpuacctUsage | Source::CpuacctStat)
+                || usage.pids_peak.is_none_or(|peak| peak > tasks)
+        })
+    }
+
+    /// Reads the files that are `wanted` by what those before them said.
+    fn read_where(&mut self, wanted: impl Fn(Source, &Usage) -> bool) -> Result<Usage> {
         let mut usage = Usage::default();
         let mut together = None;
         for (source, fd) in &self.files {
+            if !wanted(*source, &usage) {
+                continue;
+            }
             read_once(fd.as_fd(), &mut self.buffer)
                 .map_err(|error| Error::file("read", self.path.join(source.file()), error))?;
             fill(*source, &self.buffer, self.ticks, &mut usage, &mut together);

@@ -73,6 +73,22 @@ fn a_reading_is_one_pread_for_each_file_and_opens_none() {
 }
 
 #[test]
+fn cpu_time_is_read_of_more_tasks_than_were_told() {
+    let group = group("beyond", USUAL);
+    require!(group.is_ok(), "memory, pids and cpu", group.err().unwrap());
+    let group = group.unwrap();
+    let mut meter = group.meter().unwrap();
+    let all = meter.read().unwrap();
+    require!(all.pids_peak.is_some(), "a kernel that tells the most processes (6.1)", "no pids.peak");
+    let lone = meter.read_with_cpu_beyond(0).unwrap();
+    assert_eq!((lone.cpu, lone.pids_peak, lone.oom_kills), (None, Some(0), all.oom_kills));
+    let _helper = common::Helper::in_group(&group, "wait");
+    let peak = meter.read().unwrap().pids_peak.unwrap();
+    assert!(peak > 0 && meter.read_with_cpu_beyond(peak - 1).unwrap().cpu.is_some(), "{peak}");
+    assert_eq!(meter.read_with_cpu_beyond(peak).unwrap().cpu, None);
+}
+
+#[test]
 fn a_reading_takes_no_memory() {
     let group = group("meter", USUAL);
     require!(group.is_ok(), "memory, pids and cpu", group.err().unwrap());

@@ -453,7 +453,7 @@ impl Child {
                 leftovers.push(crate::Leftover { what: "processes of the sandbox".to_owned(), why });
             }
         }
-        let counters = running.counters()?;
+        let counters = running.final_counters(self.tasks_told(reply.as_ref()))?;
         let mut usage = self.final_usage(wall, reply.as_ref(), counters.as_ref());
         let disk = running.disk_usage()?;
         usage.set_disk(disk);
@@ -484,6 +484,18 @@ impl Child {
         let outcome = Outcome { status, end, limits_hit: hits, usage, enforcement, leftovers };
         self.outcome = Some(outcome.clone());
         Ok(outcome)
+    }
+
+    /// Of how many processes and threads init's answer has the CPU time that is asked for.
+    fn tasks_told(&self, reply: Option<&Reply>) -> u64 {
+        match reply {
+            None => 0,
+            // Who was never beside another has started nobody who could have ended unseen by init.
+            Some(reply) if self.watch.fresh => u64::from(reply.alone != 0),
+            Some(_) if self.watch.cpu.is_some() => 0,
+            // The program's own is all that is reported, whatever else was there.
+            Some(_) => u64::MAX,
+        }
     }
 
     fn final_usage(&self, wall: Duration, reply: Option<&Reply>, counters: Option<&Counters>) -> Usage {

@@ -304,13 +304,26 @@ impl Running {
 
     /// What the cgroup has counted until now; nothing without one.
     pub(crate) fn counters(&self) -> Result<Option<Counters>, Error> {
+        self.counted(Meter::read)
+    }
+
+    /// The same at the end of a program whose CPU time init has told: with that of the cgroup only where more than `told`
+    /// processes and threads were in it at the same time.
+    pub(crate) fn final_counters(&self, told: u64) -> Result<Option<Counters>, Error> {
+        self.counted(|meter| meter.read_with_cpu_beyond(resources::with_init(told)))
+    }
+
+    fn counted(
+        &self,
+        read: impl FnOnce(&mut Meter) -> cgroup::Result<cgroup::Usage>,
+    ) -> Result<Option<Counters>, Error> {
         let Some(cgroup) = &self.cgroup else { return Ok(None) };
         let mut gauge = self.gauge();
         let mut meter = match gauge.meter.take() {
             Some(meter) => meter,
             None => cgroup.final_meter()?,
         };
-        let usage = meter.read();
+        let usage = read(&mut meter);
         gauge.meter = Some(meter);
         gauge.last = Counters { usage: usage? };
         Ok(Some(gauge.last))

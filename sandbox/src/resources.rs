@@ -204,7 +204,7 @@ fn put(limits: &mut Limits, plan: &Plan, feature: Feature, value: u64) -> Result
     match feature {
         Feature::MemoryMax => limits.memory_max = Some(Limit::Value(value)),
         Feature::MemorySwapMax => limits.memory_swap_max = Some(Limit::Value(value)),
-        Feature::PidsMax => limits.pids_max = Some(Limit::Value(value + INIT_PROCESSES)),
+        Feature::PidsMax => limits.pids_max = Some(Limit::Value(with_init(value))),
         Feature::CpuMax => limits.cpu_max = plan.cpu_max.map(cpu_max),
         Feature::CpuWeight => limits.cpu_weight = u32::try_from(value).ok(),
         Feature::Cpuset => (limits.cpuset_cpus, limits.cpuset_mems) = (plan.cpuset.clone(), plan.cpuset_mems.clone()),
@@ -257,7 +257,7 @@ pub(crate) fn live(limits: &LiveLimits) -> Result<Limits, Error> {
     let mut group = Limits::default();
     group.memory_max = limits.memory_max.map(Limit::Value);
     group.memory_swap_max = limits.memory_swap_max.map(Limit::Value);
-    group.pids_max = limits.pids_max.map(|pids| Limit::Value(pids.saturating_add(INIT_PROCESSES)));
+    group.pids_max = limits.pids_max.map(|pids| Limit::Value(with_init(pids)));
     group.cpu_max = limits.cpu_max.map(cpu_max);
     group.cpu_weight = limits.cpu_weight.map(u32::from);
     group.cpuset_cpus = limits.cpuset.as_ref().map(|cpus| cpus.iter().copied().collect());
@@ -321,6 +321,11 @@ fn io_entry(entry: Enforcement, applied: &cgroup::Applied) -> Option<Enforcement
         }
     }
     (count > 0).then(|| entry.by(count, words))
+}
+
+/// So many tasks of programs, as the cgroup counts them.
+pub(crate) fn with_init(tasks: u64) -> u64 {
+    tasks.saturating_add(INIT_PROCESSES)
 }
 
 /// What a group's counters say at one moment.

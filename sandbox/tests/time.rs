@@ -144,6 +144,28 @@ fn cpu_time_counts_children_that_nobody_waits_for() {
 }
 
 #[test]
+fn cpu_time_is_told_of_one_process_and_of_children_that_nobody_reaps() {
+    const LOOP: &str = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done";
+    let _alone = alone();
+    let sandbox = sandbox_or_skip!(
+        "cpu_time_is_told_of_one_process_and_of_children_that_nobody_reaps",
+        "a cgroup that counts processes",
+        |b| _ = b.pids_max(8)
+    );
+    let instance = sandbox.start().unwrap();
+    for fresh in [true, false] {
+        let run = |script: &str| {
+            let mut shell = if fresh { sandbox.command("/bin/sh") } else { instance.command("/bin/sh") };
+            shell.args(["-c", script]).output().unwrap().outcome
+        };
+        let (nothing, one) = (run(":"), run(LOOP));
+        assert!(cpu(&one) > cpu(&nothing) * 5 && cpu(&one) <= one.usage.wall + ms(10), "{nothing:?} {one:?}");
+    }
+    let unreaped = act(&sandbox, "spin_unreaped 300").output().unwrap().outcome;
+    assert!(cpu(&unreaped) > ms(if is_guest() { 50 } else { 150 }), "{unreaped:?}");
+}
+
+#[test]
 fn just_below_the_cpu_time_all_is_well() {
     let sandbox = sandbox_or_skip!("just_below_the_cpu_time_all_is_well", "a cgroup that counts CPU", |b| {
         b.cpu_time_max(ms(1500));

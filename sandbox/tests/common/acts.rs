@@ -27,6 +27,7 @@ const ACTS: &[Act] = &[
     ("memory", memory),
     ("spin", spin),
     ("spin_children", spin_children),
+    ("spin_unreaped", spin_unreaped),
     ("fork", fork),
     ("fork_bomb", fork_bomb),
     ("orphans", orphans),
@@ -85,6 +86,19 @@ fn spin_children(words: &[&str]) {
         }
     }
     std::thread::sleep(end.saturating_duration_since(Instant::now()));
+}
+
+/// `spin_unreaped MS`: a child keeps a CPU busy, and the kernel reaps it and tells nobody what it has used.
+fn spin_unreaped(words: &[&str]) {
+    let end = Instant::now() + Duration::from_millis(number(words, 0));
+    // SAFETY: a signal that is ignored runs no code.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    if raw_fork() == 0 {
+        burn(|| Instant::now() >= end);
+        std::process::exit(0);
+    }
+    // SAFETY: no status is asked for; returns when no child is left.
+    unsafe { libc::wait(std::ptr::null_mut()) };
 }
 
 /// A child of this payload, which has one thread.
