@@ -1,7 +1,7 @@
 //! One request: receive it, start its program in a vfork-like child, answer.
 
 use crate::arch::{self, nr, syscall};
-use crate::protocol::{self, FAILED, FDS_MAX, Reply, Request, Rlimit, SOCKET_FD, STARTED, step};
+use crate::protocol::{self, FAILED, FDS_MAX, Descriptor, Reply, Request, Rlimit, SOCKET_FD, STARTED, step};
 use crate::reap::{Iovec, Msghdr, answer};
 use crate::{Init, OneThread, check, exit, prctl, set_capabilities};
 
@@ -203,7 +203,7 @@ fn prepare(start: &Start) -> Result<(), (u32, i32, u32)> {
     // The process group is its own, so that a signal to it reaches no other program.
     // SAFETY: numbers only; a fresh child in the session of its parent may.
     unsafe { syscall(nr::SETPGID, [0; 6]) };
-    take_ids(request)?;
+    take_uid(request)?;
     if start.drop_capabilities {
         set_capabilities(request.capabilities, request.capabilities)
             .and_then(|()| raise_ambient(request.capabilities))
@@ -220,36 +220,37 @@ fn prepare(start: &Start) -> Result<(), (u32, i32, u32)> {
     Ok(())
 }
 
-/// Moves the passed descriptors to the numbers that were asked for; every other one closes at execve.
+/// Gives the passed descriptors the numbers that were asked for; every other one closes at execve.
 fn place_fds(start: &Start) -> Result<(), (u32, i32, u32)> {
-    let targets = array::<i32>(start.request.targets, start.request.fd_count);
-    let above = targets.last().map_or(0, |&last| last + 1);
+    let places = array::<Descriptor>(start.request.places, start.request.place_count);
+    let above = places.last().map_or(0, |last| last.number + 1);
     // A copy: the parent closes its own descriptors by the numbers that it has.
     let mut fds = [-1; FDS_MAX];
-    for (fd, (&received, &target)) in fds.iter_mut().zip(start.fds.iter().zip(targets)) {
+    for (fd, &received) in fds.iter_mut().zip(start.fds) {
         *fd = received;
         if *fd < above {
             // SAFETY: numbers only.
             let moved = unsafe { syscall(nr::FCNTL, [*fd as usize, F_DUPFD_CLOEXEC, above as usize, 0, 0, 0]) };
-            check(moved).map_err(|errno| (step::PLACE_FD, errno, target as u32))?;
+            check(moved).map_err(|errno| (step::PLACE_FD, errno, received as u32))?;
             *fd = moved as i32;
         }
     }
     // SAFETY: numbers only.
     let marked = unsafe { syscall(nr::CLOSE_RANGE, [0, u32::MAX as usize, CLOSE_RANGE_CLOEXEC, 0, 0, 0]) } == 0;
-    for (&fd, &target) in fds.iter().zip(targets) {
+    for &Descriptor { number, passed } in places {
+        let fd = fds.get(passed as usize).copied().unwrap_or(-1);
         // SAFETY: numbers only.
-        check(unsafe { syscall(nr::DUP3, [fd as usize, target as usize, 0, 0, 0, 0]) })
-            .map_err(|errno| (step::PLACE_FD, errno, target as u32))?;
+        check(unsafe { syscall(nr::DUP3, [fd as usize, number as usize, 0, 0, 0, 0]) })
+            .map_err(|errno| (step::PLACE_FD, errno, number as u32))?;
     }
     if !marked {
         // Before 5.11: close what lies between and above the wanted numbers.
         let mut from = 0;
-        for &target in targets {
-            if from < target {
-                close_range(from, target - 1).map_err(|errno| (step::PLACE_FD, errno, target as u32))?;
+        for &Descriptor { number, .. } in places {
+            if from < number {
+                close_range(from, number - 1).map_err(|errno| (step::PLACE_FD, errno, number as u32))?;
             }
-            from = target + 1;
+            from = number + 1;
         }
         close_range(from, -1).map_err(|errno| (step::PLACE_FD, errno, from as u32))?;
     }
@@ -261,11 +262,9 @@ fn close_range(first: i32, last: i32) -> Result<(), i32> {
     check(unsafe { syscall(nr::CLOSE_RANGE, [first as usize, last as u32 as usize, 0, 0, 0, 0]) })
 }
 
-/// Supplementary groups are init's: none, but where it may not drop the caller's.
-fn take_ids(request: &Request) -> Result<(), (u32, i32, u32)> {
-    let (uid, gid) = (request.uid as usize, request.gid as usize);
-    // SAFETY: numbers only.
-    check(unsafe { syscall(nr::SETRESGID, [gid, gid, gid, 0, 0, 0]) }).map_err(|errno| (step::SET_GID, errno, 0))?;
+/// The groups are init's already: the program's own, and no supplementary ones but where it may not drop the caller's.
+fn take_uid(request: &Request) -> Result<(), (u32, i32, u32)> {
+    let uid = request.uid as usize;
     // SAFETY: numbers only.
     check(unsafe { syscall(nr::SETRESUID, [uid, uid, uid, 0, 0, 0]) }).map_err(|errno| (step::SET_UID, errno, 0))
 }

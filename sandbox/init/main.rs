@@ -21,7 +21,6 @@ use protocol::{Config, Reply, step};
 
 const SECBITS: usize = 0x2f; // NOROOT and NO_SETUID_FIXUP with their locks, KEEP_CAPS_LOCKED (capabilities(7))
 const SECBITS_NO_AMBIENT: usize = 0xc0; // NO_CAP_AMBIENT_RAISE and its lock
-const CAP_SETGID: u64 = 1 << 6;
 const CAP_SETUID: u64 = 1 << 7;
 const PR_SET_DUMPABLE: usize = 4;
 const PR_CAPBSET_DROP: usize = 24;
@@ -172,7 +171,7 @@ fn set_up(init: &mut Init) -> Result<i32, Broken> {
     }
     if config.flags & protocol::DROP_CAPABILITIES != 0 {
         drop_bounding(config.capabilities).map_err(|errno| (step::DROP_BOUNDING, errno))?;
-        let own = CAP_SETGID | CAP_SETUID | config.capabilities;
+        let own = CAP_SETUID | config.capabilities;
         set_capabilities(own, config.capabilities).map_err(|errno| (step::LIMIT_CAPABILITIES, errno))?;
         prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0).map_err(|errno| (step::LIMIT_CAPABILITIES, errno))?;
     }

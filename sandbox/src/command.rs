@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,6 +13,7 @@ use rlimit::{Limit, Limits, Resource};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::child::{Child, Streams, Watch};
+use crate::init::protocol::Descriptor;
 use crate::init::{Answer, Environment, Layout, Request, Waited, protocol};
 use crate::instance::{Running, broken};
 use crate::outcome::{Outcome, Output};
@@ -208,11 +209,10 @@ impl Command {
         let watch = Arc::new(Watch::new(&running, fresh, started));
         let allowance = inner.plan.output_max.map(|max| Arc::new(Allowance::new(max)));
         let ends = self.streams(usual, inner.null.as_fd(), allowance.as_ref(), &watch)?;
-        let mut targets = vec![0, 1, 2];
-        targets.extend(self.fds.keys());
-        let mut fds: Vec<BorrowedFd<'_>> = ends.program.iter().map(AsFd::as_fd).collect();
-        fds.extend(self.fds.values().map(AsFd::as_fd));
-        if fds.len() >= protocol::FDS_MAX || targets.get(3).is_some_and(|first| *first < 3) {
+        let standard = (0..).zip(ends.program.iter().map(AsFd::as_fd));
+        let own = self.fds.iter().map(|(number, fd)| (*number, fd.as_fd()));
+        let (mut fds, places) = passed(standard.chain(own));
+        if places.len() >= protocol::FDS_MAX || places.get(3).is_some_and(|first| first.number < 3) {
             return Err(Error::invalid("fd", "at most 249 descriptors, numbered from 3 on"));
         }
         let (mut rlimits, report) = inner.process_limits.current(&inner.plan, &running.enforcement)?;
@@ -230,14 +230,14 @@ impl Command {
             serial: watch.serial,
             notify_started,
             uid: inner.identity.uid,
-            gid: inner.identity.gid,
             capabilities: inner.plan.kept_capabilities(),
             program: &self.program,
             args: &self.args,
             env: Environment { base: (!self.env_clear).then_some(&inner.plan.env), own: &self.env },
             directory: &self.directory,
             rlimits: &rlimits,
-            targets: &targets,
+            passed: fds.len(),
+            places: &places,
         }
         .layout()?;
         let (message, memfd) = layout.message()?;
@@ -305,6 +305,20 @@ impl Command {
         }
         Ok(opened)
     }
+}
+
+/// Each descriptor once, and which of them the program's are.
+fn passed<'a>(wanted: impl Iterator<Item = (i32, BorrowedFd<'a>)>) -> (Vec<BorrowedFd<'a>>, Vec<Descriptor>) {
+    let (mut fds, mut places) = (Vec::<BorrowedFd<'a>>::with_capacity(4), Vec::with_capacity(3));
+    for (number, fd) in wanted {
+        let known = fds.iter().position(|known| known.as_raw_fd() == fd.as_raw_fd());
+        let passed = known.unwrap_or_else(|| {
+            fds.push(fd);
+            fds.len() - 1
+        });
+        places.push(Descriptor { number, passed: u32::try_from(passed).unwrap_or(u32::MAX) });
+    }
+    (fds, places)
 }
 
 struct Opened<'a> {
@@ -396,5 +410,20 @@ pub(crate) fn expect_answer(waited: Waited, during: &'static str) -> Result<Answ
     match waited {
         Waited::Answer(answer) => Ok(answer),
         Waited::TimedOut | Waited::Ended => Err(Error::Ended { during }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_with_several_numbers_is_passed_once() {
+        let (null, zero) = (File::open("/dev/null").unwrap(), File::open("/dev/zero").unwrap());
+        let wanted = [(0, &null), (1, &zero), (2, &null), (7, &null)];
+        let (fds, places) = passed(wanted.into_iter().map(|(number, file)| (number, file.as_fd())));
+        assert_eq!(fds.iter().map(AsRawFd::as_raw_fd).collect::<Vec<_>>(), [null.as_raw_fd(), zero.as_raw_fd()]);
+        let places: Vec<_> = places.iter().map(|place| (place.number, place.passed)).collect();
+        assert_eq!(places, [(0, 0), (1, 1), (2, 0), (7, 0)]);
     }
 }

@@ -28,8 +28,9 @@ pub(crate) struct Identity {
     /// Inside ids of programs.
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Inside ids that init takes; `None` when it keeps the one it has.
-    init: Option<(u32, u32)>,
+    /// Inside user id that init takes; `None` when it keeps the one it has. Its group is the programs': a group gives no power
+    /// over a process, and so none of them has to change it.
+    init: Option<u32>,
     /// The caller is not host root, so init gets the caller's own id.
     own_init: Option<(u32, u32)>,
 }
@@ -73,7 +74,7 @@ impl Identity {
                 this(source, init)
             }
             None => match pool(plan, privilege)? {
-                Some(pool) => this(Source::Pool { pool, trees: Vec::new() }, Some((INIT_ID, INIT_ID))),
+                Some(pool) => this(Source::Pool { pool, trees: Vec::new() }, Some(INIT_ID)),
                 None => {
                     let (uids, gids) = (IdMap::single(uid, own.0)?, IdMap::single(gid, own.1)?);
                     this(Source::Fixed { uids, gids, setgroups: Setgroups::Deny, outside: own }, None)
@@ -105,7 +106,7 @@ impl Identity {
     /// Whether programs have the id of init itself.
     pub(crate) fn shares_init(&self) -> bool {
         match self.init {
-            Some((uid, _)) => uid == self.uid,
+            Some(uid) => uid == self.uid,
             None => true,
         }
     }
@@ -115,8 +116,8 @@ impl Identity {
         matches!((&self.source, self.own_init), (Source::Fixed { outside, .. }, Some(own)) if outside.0 == own.0)
     }
 
-    /// The inside ids of init; `None` when it keeps the one it has.
-    pub(crate) fn init_ids(&self) -> Option<(u32, u32)> {
+    /// The inside user id of init; `None` when it keeps the one it has.
+    pub(crate) fn init_uid(&self) -> Option<u32> {
         self.init
     }
 
@@ -183,18 +184,18 @@ impl Identity {
     }
 }
 
-/// The ids that the builder named, and those that init takes.
+/// The ids that the builder named, and the user that init becomes.
 fn fixed(
     mut uids: IdMap,
     mut gids: IdMap,
     program: (u32, u32),
     own: Option<(u32, u32)>,
-) -> Result<(Source, Option<(u32, u32)>), Error> {
+) -> Result<(Source, Option<u32>), Error> {
     let mut setgroups = Setgroups::Allow;
     let init = match own {
         // Host root can be anybody: init is its own if there is an id for it, else the program's.
-        None if uids.to_outside(INIT_ID).is_some() && gids.to_outside(INIT_ID).is_some() => Some((INIT_ID, INIT_ID)),
-        None => Some(program),
+        None if uids.to_outside(INIT_ID).is_some() && gids.to_outside(INIT_ID).is_some() => Some(INIT_ID),
+        None => Some(program.0),
         // Others keep their id, which must have a name inside.
         Some(own) => {
             let inside = |map: &mut IdMap, id| match map.to_inside(id) {
@@ -205,7 +206,8 @@ fn fixed(
                 }
                 None => with_init(map, id).map(|with| *map = with).map(|()| INIT_ID),
             };
-            let init = (inside(&mut uids, own.0)?, inside(&mut gids, own.1)?);
+            let init = inside(&mut uids, own.0)?;
+            inside(&mut gids, own.1)?;
             // Who may map its own group alone must give up the right to drop groups.
             if matches!(gids.extents(), [Extent { count: 1, .. }]) {
                 setgroups = Setgroups::Deny;
@@ -330,12 +332,12 @@ mod tests {
         let init = |map: &IdMap, own| fixed_for(map, map, own).unwrap().1;
         let (whole, one) = (map(&[(0, 100_000, 65536)]), map(&[(0, 1000, 1)]));
         // Host root.
-        assert_eq!(init(&whole, None), Some((INIT_ID, INIT_ID)));
-        assert_eq!(init(&one, None), Some((0, 0)));
+        assert_eq!(init(&whole, None), Some(INIT_ID));
+        assert_eq!(init(&one, None), Some(0));
         // Others keep their own id, by the name that the maps give it or by init's.
         let own = Some((1000, 1000));
-        assert_eq!(init(&map(&[(5, 1000, 1), (0, 100_000, 5)]), own), Some((5, 5)));
-        assert_eq!(init(&map(&[(0, 100_000, 5)]), own), Some((INIT_ID, INIT_ID)));
+        assert_eq!(init(&map(&[(5, 1000, 1), (0, 100_000, 5)]), own), Some(5));
+        assert_eq!(init(&map(&[(0, 100_000, 5)]), own), Some(INIT_ID));
         assert_eq!(init(&one, own), None);
         let error = fixed_for(&whole, &whole, own).unwrap_err().to_string();
         assert!(error.contains("must be the caller's, 1000"), "{error}");

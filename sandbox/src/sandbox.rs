@@ -552,15 +552,14 @@ fn init_config(plan: &Plan, identity: &Identity, landlock: &[u8], notify_ready: 
             Some(compiled.map_err(|error| Error::invalid("seccomp", error.to_string()))?)
         }
     };
-    let (uid, gid) = identity.init_ids().unwrap_or_default();
     let config = protocol::Config {
         version: protocol::VERSION,
         flags: notify_ready
             | wanted(Feature::NoNewPrivs, protocol::NO_NEW_PRIVS)
             | wanted(Feature::Capabilities, protocol::DROP_CAPABILITIES)
-            | identity.init_ids().map_or(0, |_| protocol::TAKE_IDS),
-        uid,
-        gid,
+            | identity.init_uid().map_or(0, |_| protocol::TAKE_IDS),
+        uid: identity.init_uid().unwrap_or_default(),
+        gid: identity.gid,
         capabilities: plan.kept_capabilities(),
         filter_length: filter.as_ref().map_or(0, |filter| u32::from(filter.len())),
         landlock_length: u32::try_from(landlock.len()).unwrap_or(u32::MAX),

@@ -283,6 +283,25 @@ fn no_capability_and_no_way_to_one() {
 }
 
 #[test]
+fn init_is_another_user_of_the_same_group_and_can_change_its_user_alone() {
+    let sandbox = common::sandbox(|b| _ = b.user(5).group(6));
+    require!(
+        "init_is_another_user_of_the_same_group_and_can_change_its_user_alone",
+        common::has_lease(&sandbox),
+        "leased ids",
+        "one id"
+    );
+    let child = sleeper(&sandbox);
+    let status = |pid| fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let pid = child.id().unwrap();
+    let init_pid = field(&status(pid), "PPid").parse().unwrap();
+    let (program, init) = (host_ids(pid), host_ids(init_pid));
+    assert!(program.0.is_disjoint(&init.0) && program.1 == init.1 && init.1.len() == 1, "{program:?} {init:?}");
+    let init = status(init_pid);
+    assert_eq!(["CapEff", "CapPrm"].map(|key| field(&init, key)), ["0000000000000080"; 2]);
+}
+
+#[test]
 fn case_28_no_group_of_the_caller() {
     let sandbox = common::sandbox(|_| {});
     let groups = text(&sh(&sandbox, "grep ^Groups: /proc/self/status | cut -f2; exit 0"));

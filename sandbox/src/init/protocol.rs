@@ -6,7 +6,7 @@
 //! every process of the instance.
 
 /// Changed whenever a layout below changes; init refuses a [`Config`] of another version.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
 /// File descriptors that init is born with, besides `/dev/null` on 0, 1 and 2.
 pub(crate) const SOCKET_FD: i32 = 3;
@@ -34,7 +34,7 @@ pub(crate) const PROGRAMS_MAX: usize = 1024;
 pub(crate) struct Config {
     pub(crate) version: u32,
     pub(crate) flags: u32,
-    /// Inside ids that init takes.
+    /// Inside ids that init takes. The group is that of programs, too.
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     /// Capabilities that programs may be given; all others leave the bounding set.
@@ -89,8 +89,9 @@ pub(crate) struct Request {
     pub(crate) serial: u32,
     pub(crate) flags: u32,
     pub(crate) uid: u32,
-    pub(crate) gid: u32,
+    /// Descriptors that come along, without that of [`IN_MEMFD`].
     pub(crate) fd_count: u32,
+    pub(crate) place_count: u32,
     pub(crate) rlimit_count: u32,
     /// Capabilities that the program keeps (permitted, effective, inheritable, ambient).
     pub(crate) capabilities: u64,
@@ -100,8 +101,8 @@ pub(crate) struct Request {
     pub(crate) envp: u64,
     /// 0 for the root, where init is.
     pub(crate) directory: u64,
-    /// `i32`s in rising order, `fd_count` of them: the numbers that the passed descriptors get.
-    pub(crate) targets: u64,
+    /// [`Descriptor`]s in rising order of their numbers, `place_count` of them.
+    pub(crate) places: u64,
     /// [`Rlimit`]s, `rlimit_count` of them.
     pub(crate) rlimits: u64,
 }
@@ -113,6 +114,14 @@ pub(crate) const NOTIFY_STARTED: u32 = 2;
 /// [`Request::flags`]: start nothing, kill the program that the request of this serial number started. Of the rest only
 /// `uid` is looked at. For those whose pidfd the host program does not have (yet).
 pub(crate) const KILL: u32 = 4;
+
+/// A descriptor of the program: its number there, and which of the passed ones it is. One can have several numbers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Descriptor {
+    pub(crate) number: i32,
+    pub(crate) passed: u32,
+}
 
 /// One prlimit64(2).
 #[repr(C)]
@@ -189,13 +198,12 @@ pub(crate) mod step {
         CLONE = 11: "make a process";
         PLACE_FD = 12: "place a file descriptor";
         SET_LIMIT = 13: "set a resource limit";
-        SET_GID = 14: "set the group id";
-        SET_UID = 15: "set the user id";
-        SET_CAPABILITIES = 16: "set the capabilities";
-        DIRECTORY = 17: "change to the working directory";
-        EXECUTE = 18: "execute";
-        PASS_FDS = 19: "receive the passed file descriptors";
-        LANDLOCK = 20: "restrict init by Landlock";
-        LANDLOCK_PATH = 21: "allow by Landlock";
+        SET_UID = 14: "set the user id";
+        SET_CAPABILITIES = 15: "set the capabilities";
+        DIRECTORY = 16: "change to the working directory";
+        EXECUTE = 17: "execute";
+        PASS_FDS = 18: "receive the passed file descriptors";
+        LANDLOCK = 19: "restrict init by Landlock";
+        LANDLOCK_PATH = 20: "allow by Landlock";
     }
 }

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
-use super::protocol::{self, Request as Head, Rlimit};
+use super::protocol::{self, Descriptor, Request as Head, Rlimit};
 use crate::Error;
 
 /// What a program is to be started with.
@@ -18,15 +18,16 @@ pub(crate) struct Request<'a> {
     pub(crate) serial: u32,
     pub(crate) notify_started: bool,
     pub(crate) uid: u32,
-    pub(crate) gid: u32,
     pub(crate) capabilities: u64,
     pub(crate) program: &'a OsStr,
     pub(crate) args: &'a [OsString],
     pub(crate) env: Environment<'a>,
     pub(crate) directory: &'a OsStr,
     pub(crate) rlimits: &'a [Rlimit],
+    /// How many descriptors come along.
+    pub(crate) passed: usize,
     /// In rising order of their numbers.
-    pub(crate) targets: &'a [i32],
+    pub(crate) places: &'a [Descriptor],
 }
 
 /// Variables of the sandbox, and those of the command, which win.
@@ -89,7 +90,7 @@ impl Request<'_> {
             layout.add_string("env", &[name.as_bytes(), b"=", value.as_bytes()])?;
         }
         let envp = layout.addresses();
-        let targets = layout.array(self.targets.iter().flat_map(|target| target.to_ne_bytes()));
+        let places = layout.array(self.places.iter().flat_map(place_bytes));
         let rlimits = layout.array(self.rlimits.iter().flat_map(rlimit_bytes));
         let length = layout.bytes.len();
         let too_long = length > protocol::INLINE_MAX;
@@ -100,15 +101,15 @@ impl Request<'_> {
             serial: self.serial,
             flags,
             uid: self.uid,
-            gid: self.gid,
-            fd_count: count(self.targets.len()),
+            fd_count: count(self.passed),
+            place_count: count(self.places.len()),
             rlimit_count: count(self.rlimits.len()),
             capabilities: self.capabilities,
             paths,
             argv,
             envp,
             directory: if self.directory == "/" { 0 } else { directory },
-            targets,
+            places,
             rlimits,
         };
         if let Some(start) = layout.bytes.get_mut(..HEAD) {
@@ -127,6 +128,10 @@ pub(crate) fn kill_message(serial: u32, uid: u32) -> Vec<u8> {
 
 fn count(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+fn place_bytes(place: &Descriptor) -> impl Iterator<Item = u8> + use<> {
+    place.number.to_ne_bytes().into_iter().chain(place.passed.to_ne_bytes())
 }
 
 fn rlimit_bytes(limit: &Rlimit) -> impl Iterator<Item = u8> + use<> {
@@ -258,14 +263,14 @@ mod tests {
             serial: 7,
             notify_started: true,
             uid: 0,
-            gid: 0,
             capabilities: 0,
             program: OsStr::new(program),
             args: &args,
             env: Environment { base: Some(&base), own: &own },
             directory: OsStr::new("/tmp"),
             rlimits: &[Rlimit { resource: 7, reserved: 0, soft: 10, hard: 20 }],
-            targets: &[0, 1, 2],
+            passed: 1,
+            places: &[Descriptor { number: 0, passed: 0 }, Descriptor { number: 1, passed: 0 }],
         };
         look(request.layout())
     }
