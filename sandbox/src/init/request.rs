@@ -90,8 +90,8 @@ impl Request<'_> {
             layout.add_string("env", &[name.as_bytes(), b"=", value.as_bytes()])?;
         }
         let envp = layout.addresses();
-        let places = layout.array(self.places.iter().flat_map(place_bytes));
-        let rlimits = layout.array(self.rlimits.iter().flat_map(rlimit_bytes));
+        let places = layout.array(self.places.iter().map(place_words));
+        let rlimits = layout.array(self.rlimits.iter().map(rlimit_words));
         let length = layout.bytes.len();
         let too_long = length > protocol::INLINE_MAX;
         let flags = if self.notify_started { protocol::NOTIFY_STARTED } else { 0 }
@@ -130,13 +130,13 @@ fn count(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }
 
-fn place_bytes(place: &Descriptor) -> impl Iterator<Item = u8> + use<> {
-    place.number.to_ne_bytes().into_iter().chain(place.passed.to_ne_bytes())
+fn place_words(place: &Descriptor) -> [u64; 1] {
+    let ([a, b, c, d], [e, f, g, h]) = (place.number.to_ne_bytes(), place.passed.to_ne_bytes());
+    [u64::from_ne_bytes([a, b, c, d, e, f, g, h])]
 }
 
-fn rlimit_bytes(limit: &Rlimit) -> impl Iterator<Item = u8> + use<> {
-    let words = [u64::from(limit.resource).to_ne_bytes(), limit.soft.to_ne_bytes(), limit.hard.to_ne_bytes()];
-    words.into_iter().flatten()
+fn rlimit_words(limit: &Rlimit) -> [u64; 3] {
+    [u64::from(limit.resource), limit.soft, limit.hard]
 }
 
 impl Layout {
@@ -188,10 +188,13 @@ impl Layout {
         Ok(())
     }
 
-    fn array(&mut self, bytes: impl Iterator<Item = u8>) -> u64 {
+    /// Elements of so many 8-byte words each.
+    fn array<const WORDS: usize>(&mut self, elements: impl IntoIterator<Item = [u64; WORDS]>) -> u64 {
         self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
         let address = self.address();
-        self.bytes.extend(bytes);
+        for word in elements.into_iter().flatten() {
+            self.bytes.extend_from_slice(&word.to_ne_bytes());
+        }
         address
     }
 
@@ -199,7 +202,7 @@ impl Layout {
     fn addresses(&mut self) -> u64 {
         let mut addresses = std::mem::take(&mut self.addresses);
         addresses.push(0);
-        let array = self.array(addresses.iter().flat_map(|address| address.to_ne_bytes()));
+        let array = self.array(addresses.iter().map(|address| [*address]));
         addresses.clear();
         self.addresses = addresses;
         array
