@@ -27,6 +27,8 @@ use crate::{Error, relay};
 /// a CPU; and who starts one after another rings the bell once for all of them. Longer than a tick (CONFIG_HZ from 250), so that
 /// the caller need not program the CPU's timer anew.
 const REST: Duration = Duration::from_millis(8);
+/// They rest on while a pool serves its callers, but no longer than this.
+const REST_MAX: Duration = Duration::from_millis(100);
 /// How long a burial is retried before it is reported; it goes on after that.
 const PATIENCE: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_millis(1);
@@ -59,6 +61,14 @@ struct BurialState {
 impl Burials {
     fn lock(&self) -> MutexGuard<'_, BurialState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the ended should rest on, and until when, for the sake of those who are being served from the pool.
+    fn rests_until(&self) -> Option<Instant> {
+        match self.refill.get()? {
+            Refill::Pool(bell) => bell.busy_until(),
+            Refill::Ahead(_) => None,
+        }
     }
 
     fn begin(&self) {
@@ -149,9 +159,22 @@ impl Burial {
         }
     }
 
-    fn is_due(&self) -> bool {
-        let hurried = self.phase == Phase::Resting && self.grave.burials.hurry.load(Ordering::Acquire);
-        hurried || self.next <= Instant::now()
+    fn is_due(&mut self) -> bool {
+        let burials = &self.grave.burials;
+        let resting = self.phase == Phase::Resting;
+        if resting && burials.hurry.load(Ordering::Acquire) {
+            return true;
+        }
+        if self.next > Instant::now() {
+            return false;
+        }
+        match burials.rests_until().filter(|_| resting && self.since.elapsed() < REST_MAX) {
+            Some(until) => {
+                self.next = until;
+                false
+            }
+            None => true,
+        }
     }
 
     /// One attempt; true when nothing is left.

@@ -15,6 +15,8 @@ use crate::{Error, keeper};
 
 /// After so long without a taker the pool shrinks to its low water mark.
 const QUIET: Duration = Duration::from_secs(30);
+/// Nobody comes for so long: time to make and to bury instances.
+const PAUSE: Duration = Duration::from_millis(20);
 /// A start that fails is tried again after this, twice as late each time.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_LAST: Duration = Duration::from_secs(10);
@@ -49,6 +51,13 @@ impl Bell {
         if let Some(shared) = self.0.upgrade() {
             shared.changed.notify_all();
         }
+    }
+
+    /// Until when what can wait should, for the sake of those who take; `None` when nothing need wait.
+    pub(crate) fn busy_until(&self) -> Option<Instant> {
+        let shared = self.0.upgrade()?;
+        let state = shared.lock();
+        state.busy_until()
     }
 }
 
@@ -102,6 +111,20 @@ struct State {
     last_taken: Instant,
     /// The sandbox is gone; nothing more is to be started.
     closed: bool,
+}
+
+impl State {
+    /// A quarter is left for those who come while more are being started.
+    fn is_low(&self) -> bool {
+        self.ready.len() <= self.target / 4
+    }
+
+    /// Making and burying instances takes the CPUs and the kernel's locks that a run needs. So while somebody takes one
+    /// after another, and enough are left, both wait for a pause.
+    fn busy_until(&self) -> Option<Instant> {
+        let until = self.last_taken + PAUSE;
+        (!self.is_low() && !self.closed && until > Instant::now()).then_some(until)
+    }
 }
 
 impl Shared {
@@ -159,9 +182,8 @@ impl Pool {
                 return None;
             };
             if waiting.is_fresh() {
-                // A refill at this moment would compete with the program that is about to start. The end of an instance
-                // asks for one, too, so only programs that stay take the pool down to its low water mark.
-                let low = state.ready.len() <= state.target / 2;
+                // The end of an instance asks for a refill, too, so only many at once, or programs that stay, make it low.
+                let low = state.is_low();
                 drop(state);
                 shared.hits.fetch_add(1, Ordering::Relaxed);
                 if grown || low {
@@ -247,8 +269,13 @@ fn wait_for_demand(shared: &Shared) -> bool {
             return false;
         }
         if state.ready.len() + state.coming < state.target {
-            state.coming += 1;
-            return true;
+            let Some(until) = state.busy_until() else {
+                state.coming += 1;
+                return true;
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            state = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            continue;
         }
         let quiet_for = state.last_taken.elapsed();
         let low = (shared.size / 4).max(1);

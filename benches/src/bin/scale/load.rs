@@ -174,8 +174,21 @@ pub(crate) fn burst(bench: &Bench) -> Result<Series, Failure> {
     })
 }
 
-/// Two threads that take from a pool only while it is not empty.
+/// Two threads that take from a pool only while it is not empty, on and on.
 pub(crate) fn tail(bench: &Bench) -> Result<Series, Failure> {
+    let lines = by_two_threads(bench, 1, bench.rounds(500))?;
+    let title = "Two threads, never an empty pool: the 99th percentile by the pause between two runs";
+    Ok(Series { name: "tail", title, x: "ms pause", shown: Shown::P99, lines })
+}
+
+/// Two threads that take ten each out of 32, and then leave the pool alone until it is full.
+pub(crate) fn bursts(bench: &Bench) -> Result<Series, Failure> {
+    let lines = by_two_threads(bench, bench.rounds(50), 10)?;
+    let title = "Two threads, bursts out of a full pool: the 99th percentile by the pause between two runs";
+    Ok(Series { name: "bursts", title, x: "ms pause", shown: Shown::P99, lines })
+}
+
+fn by_two_threads(bench: &Bench, bursts: usize, runs: usize) -> Result<Vec<Line>, Failure> {
     let prepared = bench.builder().prepared(32).build()?;
     let instance = bench.builder().build()?.start()?;
     let ways = [
@@ -183,28 +196,30 @@ pub(crate) fn tail(bench: &Bench) -> Result<Series, Failure> {
         Way { name: "warm".to_owned(), caller: Box::new(|| Ok(Box::new(|| finish(instance.command(&bench.target))))) },
         Way::sandbox("prepared", bench, &prepared),
     ];
-    let runs = bench.rounds(500);
     let mut lines = Vec::new();
     for way in &ways {
         let mut points = Vec::new();
         for pause in [0u64, 2, 5, 10] {
-            wait_full(&prepared)?;
-            let before = prepared.pool_stats();
             let times = Mutex::new(Vec::new());
-            at_once(2, |barrier| {
-                let (mut caller, mut own) = ((way.caller)()?, Vec::new());
-                barrier.wait();
-                for _ in 0..runs {
-                    std::thread::sleep(Duration::from_millis(pause));
-                    // One for each of us.
-                    while prepared.pool_stats().ready < 2 {
-                        std::thread::sleep(Duration::from_micros(500));
+            let before = prepared.pool_stats();
+            for _ in 0..bursts {
+                wait_full(&prepared)?;
+                std::thread::sleep(Duration::from_millis(30));
+                at_once(2, |barrier| {
+                    let (mut caller, mut own) = ((way.caller)()?, Vec::new());
+                    barrier.wait();
+                    for _ in 0..runs {
+                        std::thread::sleep(Duration::from_millis(pause));
+                        // One for each of us.
+                        while prepared.pool_stats().ready < 2 {
+                            std::thread::sleep(Duration::from_micros(500));
+                        }
+                        own.push(timed(&mut caller)?);
                     }
-                    own.push(timed(&mut caller)?);
-                }
-                push(&times, own);
-                Ok(())
-            })?;
+                    push(&times, own);
+                    Ok(())
+                })?;
+            }
             if prepared.pool_stats().misses > before.misses {
                 return Err("the pool was empty".into());
             }
@@ -212,11 +227,5 @@ pub(crate) fn tail(bench: &Bench) -> Result<Series, Failure> {
         }
         lines.push(Line { name: way.name.clone(), points });
     }
-    Ok(Series {
-        name: "tail",
-        title: "Two threads, never an empty pool: the 99th percentile by the pause between two runs",
-        x: "ms pause",
-        shown: Shown::P99,
-        lines,
-    })
+    Ok(lines)
 }

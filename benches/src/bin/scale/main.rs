@@ -1,7 +1,7 @@
 //! `scale`: what a sandbox costs as the work grows, beside `posix_spawn`.
 //!
 //! One series for each thing that can grow: binds, the depth of the caller's cgroup, sandboxes that are alive already, the
-//! depth of the pool, threads that start at once. Further the tail under two threads, a hundred starts at the same moment,
+//! depth of the pool, threads that start at once. Further the tail under two threads, without a break and in bursts, a hundred starts at the same moment,
 //! and what an idle instance holds. The target is a static file of one page that only exits, so nothing hides behind it.
 //! Everything runs in this process; the points of a series are interleaved in random order where they can exist at the same
 //! time, and what counts is the median of the ratios to `posix_spawn` of the same round.
@@ -35,7 +35,7 @@ struct Options {
     /// Print the JSON document instead of the tables.
     #[arg(long)]
     json: bool,
-    /// Only these series (binds, cgroup-depth, live, pool-depth, threads, burst, tail, idle).
+    /// Only these series (binds, cgroup-depth, live, pool-depth, threads, burst, tail, bursts, idle).
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Use this file as the target instead of making one.
@@ -199,7 +199,7 @@ fn measure(options: &Options) -> Result<(), Failure> {
     let machine = Machine::before();
     let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
     type Measure = fn(&Bench) -> Result<Series, Failure>;
-    let all: [(&str, Measure); 7] = [
+    let all: [(&str, Measure); 8] = [
         ("binds", growth::binds),
         ("cgroup-depth", growth::cgroup_depth),
         ("live", growth::live),
@@ -207,6 +207,7 @@ fn measure(options: &Options) -> Result<(), Failure> {
         ("threads", load::threads),
         ("burst", load::burst),
         ("tail", load::tail),
+        ("bursts", load::bursts),
     ];
     let mut series = Vec::new();
     let note = |name: &str, since: Instant| eprintln!("{name}: {:.1} s", since.elapsed().as_secs_f64());
