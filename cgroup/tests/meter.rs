@@ -79,8 +79,10 @@ fn cpu_time_is_read_of_more_tasks_than_were_told() {
     let group = group.unwrap();
     let mut meter = group.meter().unwrap();
     let all = meter.read().unwrap();
-    require!(all.pids_peak.is_some(), "a kernel that tells the most processes (6.1)", "no pids.peak");
     let lone = meter.read_with_cpu_beyond(0).unwrap();
+    if all.pids_peak.is_none() {
+        return assert!(lone.cpu.is_some(), "before Linux 6.1 nobody knows how many there were");
+    }
     assert_eq!((lone.cpu, lone.pids_peak, lone.oom_kills), (None, Some(0), all.oom_kills));
     let _helper = common::Helper::in_group(&group, "wait");
     let peak = meter.read().unwrap().pids_peak.unwrap();

@@ -453,7 +453,10 @@ impl Child {
                 leftovers.push(crate::Leftover { what: "processes of the sandbox".to_owned(), why });
             }
         }
-        let counters = running.final_counters(self.tasks_told(reply.as_ref()))?;
+        let counters = match self.tasks_told(reply.as_ref()) {
+            Some(told) => running.final_counters(told),
+            None => running.counters(),
+        }?;
         let mut usage = self.final_usage(wall, reply.as_ref(), counters.as_ref());
         let disk = running.disk_usage()?;
         usage.set_disk(disk);
@@ -486,15 +489,15 @@ impl Child {
         Ok(outcome)
     }
 
-    /// Of how many processes and threads init's answer has the CPU time that is asked for.
-    fn tasks_told(&self, reply: Option<&Reply>) -> u64 {
-        match reply {
-            None => 0,
+    /// Of how many processes and threads init's answer has the CPU time that is reported; `None` when the cgroup has it.
+    fn tasks_told(&self, reply: Option<&Reply>) -> Option<u64> {
+        // What the limit counts is what is to be reported.
+        let reply = reply.filter(|_| self.watch.cpu.is_none())?;
+        match self.watch.fresh {
             // Who was never beside another has started nobody who could have ended unseen by init.
-            Some(reply) if self.watch.fresh => u64::from(reply.alone != 0),
-            Some(_) if self.watch.cpu.is_some() => 0,
-            // The program's own is all that is reported, whatever else was there.
-            Some(_) => u64::MAX,
+            true => (reply.alone != 0).then_some(1),
+            // The program's own, whatever else was there.
+            false => Some(u64::MAX),
         }
     }
 
