@@ -182,11 +182,12 @@ impl Pool {
                 return None;
             };
             if waiting.is_fresh() {
-                // The end of an instance asks for a refill, too, so only many at once, or programs that stay, make it low.
-                let low = state.is_low();
+                // A refill at this moment would compete with the program that is about to start. The end of an instance
+                // asks for one, too, so only many at once, or programs that stay, take the pool down to so few.
+                let few = state.ready.len() <= state.target / 8;
                 drop(state);
                 shared.hits.fetch_add(1, Ordering::Relaxed);
-                if grown || low {
+                if grown || few {
                     shared.changed.notify_all()
                 }
                 return Some(waiting.parts);
