@@ -170,7 +170,7 @@ impl Burial {
         }
         match burials.rests_until().filter(|_| resting && self.since.elapsed() < REST_MAX) {
             Some(until) => {
-                self.next = until;
+                self.next = until.min(self.since + REST_MAX);
                 false
             }
             None => true,
