@@ -218,7 +218,7 @@ impl Cgroup {
         })
     }
 
-    /// What counts, and where.
+    /// What counts, and where. Processes come before CPU time, which is not always read.
     fn sources(&self) -> impl Iterator<Item = (&Part, &'static [Source])> {
         let part_of = |controller, version| self.part(controller).filter(|part| part.version == version);
         let table: [(Option<&Part>, &[Source]); 9] = [
@@ -271,7 +271,7 @@ impl Meter {
         self.read_where(|_, _| true)
     }
 
-    /// [`read`](Self::read), but CPU time is not read, and `None`, when `pids_peak` says that never more than `tasks` were in the
+    /// [`read`](Self::read), but CPU time (on v2 with throttling) is not read, and `None`, when `pids_peak` says that never more than `tasks` were in the
     /// group at the same time. For those whom wait4(2) has told the CPU time of so few: the kernel sums it up over all CPUs
     /// when it is read, which costs as much as all other files together.
     ///

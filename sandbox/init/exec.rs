@@ -1,7 +1,7 @@
 //! One request: receive it, start its program in a vfork-like child, answer.
 
 use crate::arch::{self, nr, syscall};
-use crate::protocol::{self, FAILED, FDS_MAX, Descriptor, Reply, Request, Rlimit, SOCKET_FD, STARTED, step};
+use crate::protocol::{self, Descriptor, FAILED, FDS_MAX, Reply, Request, Rlimit, SOCKET_FD, STARTED, step};
 use crate::reap::{Iovec, Msghdr, answer};
 use crate::{Init, OneThread, check, exit, prctl, set_capabilities};
 

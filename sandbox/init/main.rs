@@ -166,6 +166,7 @@ fn set_up(init: &mut Init) -> Result<i32, Broken> {
         let no_ambient = if config.capabilities == 0 { SECBITS_NO_AMBIENT } else { 0 };
         prctl(PR_SET_SECUREBITS, SECBITS | no_ambient, 0).map_err(|errno| (step::LOCK_SECUREBITS, errno))?;
     }
+    take_group(&config).map_err(|errno| (step::TAKE_IDS, errno))?;
     if config.flags & protocol::TAKE_IDS != 0 {
         take_ids(&config).map_err(|errno| (step::TAKE_IDS, errno))?;
     }
@@ -196,12 +197,17 @@ fn set_up(init: &mut Init) -> Result<i32, Broken> {
     Ok(watch_children().map_err(|errno| (step::WATCH_CHILDREN, errno))?)
 }
 
+/// Real, effective and saved: the caller's real group can be another than the one that is mapped.
+fn take_group(config: &Config) -> Result<(), i32> {
+    let gid = config.gid as usize;
+    // SAFETY: numbers only.
+    check(unsafe { syscall(nr::SETRESGID, [gid, gid, gid, 0, 0, 0]) })
+}
+
 fn take_ids(config: &Config) -> Result<(), i32> {
-    let (uid, gid) = (config.uid as usize, config.gid as usize);
+    let uid = config.uid as usize;
     // SAFETY: an empty list needs no memory.
     check(unsafe { syscall(nr::SETGROUPS, [0; 6]) })?;
-    // SAFETY: numbers only.
-    check(unsafe { syscall(nr::SETRESGID, [gid, gid, gid, 0, 0, 0]) })?;
     // SAFETY: numbers only.
     check(unsafe { syscall(nr::SETRESUID, [uid, uid, uid, 0, 0, 0]) })
 }

@@ -744,9 +744,9 @@ impl Builder {
 
     /// Keeps `instances` started and unused in the background (default: none), each to be used **once**.
     ///
-    /// A start then costs little more than posix_spawn(3), limits and hardening included. The pool is filled up in the first
-    /// pause of 20 ms, or at once when only a quarter of it is left; when callers are faster than the refills, they start
-    /// their own, as without a pool. After 30 seconds without a start the pool shrinks to a quarter,
+    /// A start then costs little more than posix_spawn(3), limits and hardening included. The place of one that
+    /// has ended is filled in the first pause of 20 ms, or soon when a quarter is left, those of programs that stay when an
+    /// eighth is left; when callers are faster than the refills, they start their own, as without a pool. After 30 seconds without a start the pool shrinks to a quarter,
     /// and grows again with the next. Each waiting instance holds about 300 KiB of kernel memory, most of it for the
     /// network namespace, and up to 12 file descriptors. [`Sandbox::pool_stats`] tells hits and misses.
     pub fn prepared(&mut self, instances: usize) -> &mut Self {

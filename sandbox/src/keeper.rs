@@ -66,7 +66,7 @@ impl Burials {
     /// Whether the ended should rest on, and until when, for the sake of those who are being served from the pool.
     fn rests_until(&self) -> Option<Instant> {
         match self.refill.get()? {
-            Refill::Pool(bell) => bell.busy_until(),
+            Refill::Pool(bell) => bell.rests_until(self.lock().pending),
             Refill::Ahead(_) => None,
         }
     }

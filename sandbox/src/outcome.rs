@@ -124,7 +124,8 @@ pub struct LimitHit {
 pub struct Usage {
     /// From the request to the end of the program.
     pub wall: Duration,
-    /// CPU time in user mode.
+    /// CPU time in user mode. Of one process it is its own; where there were more, or with
+    /// [`cpu_time_max`](crate::Builder::cpu_time_max), the cgroup's, in which init's start counts (a fraction of a millisecond).
     pub cpu_user: Duration,
     /// CPU time in the kernel.
     pub cpu_system: Duration,

@@ -44,20 +44,25 @@ pub struct PoolStats {
 
 /// Asks a pool to fill itself up.
 #[derive(Debug)]
-pub(crate) struct Bell(Weak<Shared>);
+pub(crate) struct Bell {
+    shared: Weak<Shared>,
+    /// The ended may keep what they have for a while.
+    patient: bool,
+}
 
 impl Bell {
     pub(crate) fn ring(&self) {
-        if let Some(shared) = self.0.upgrade() {
+        if let Some(shared) = self.shared.upgrade() {
             shared.changed.notify_all();
         }
     }
 
-    /// Until when what can wait should, for the sake of those who take; `None` when nothing need wait.
-    pub(crate) fn busy_until(&self) -> Option<Instant> {
-        let shared = self.0.upgrade()?;
+    /// Until when so many that have ended should wait, for the sake of those who take; `None` when they should not. No more
+    /// do than the pool is to hold, as each has ids, descriptors and a cgroup.
+    pub(crate) fn rests_until(&self, ended: usize) -> Option<Instant> {
+        let shared = self.shared.upgrade().filter(|_| self.patient)?;
         let state = shared.lock();
-        state.busy_until()
+        state.busy_until().filter(|_| ended <= state.target)
     }
 }
 
@@ -116,7 +121,7 @@ struct State {
 impl State {
     /// A quarter is left for those who come while more are being started.
     fn is_low(&self) -> bool {
-        self.ready.len() <= self.target / 4
+        self.ready.len() <= (self.target / 4).max(1)
     }
 
     /// Making and burying instances takes the CPUs and the kernel's locks that a run needs. So while somebody takes one
@@ -162,9 +167,9 @@ impl Pool {
         Ok(())
     }
 
-    /// What asks it to fill itself up.
-    pub(crate) fn bell(&self) -> Bell {
-        Bell(Arc::downgrade(&self.shared))
+    /// What asks it to fill itself up. `patient`: what has ended may rest while the pool is busy.
+    pub(crate) fn bell(&self, patient: bool) -> Bell {
+        Bell { shared: Arc::downgrade(&self.shared), patient }
     }
 
     /// An instance that nobody used, if one is ready.
@@ -269,15 +274,6 @@ fn wait_for_demand(shared: &Shared) -> bool {
         if state.closed {
             return false;
         }
-        if state.ready.len() + state.coming < state.target {
-            let Some(until) = state.busy_until() else {
-                state.coming += 1;
-                return true;
-            };
-            let left = until.saturating_duration_since(Instant::now());
-            state = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-            continue;
-        }
         let quiet_for = state.last_taken.elapsed();
         let low = (shared.size / 4).max(1);
         if quiet_for >= QUIET && state.target > low {
@@ -287,6 +283,15 @@ fn wait_for_demand(shared: &Shared) -> bool {
             drop(state);
             ended.into_iter().for_each(|waiting| keeper::bury(waiting.parts.into_grave()));
             state = shared.lock();
+            continue;
+        }
+        if state.ready.len() + state.coming < state.target {
+            let Some(until) = state.busy_until() else {
+                state.coming += 1;
+                return true;
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            state = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             continue;
         }
         state = if state.target > low {

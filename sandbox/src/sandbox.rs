@@ -231,7 +231,7 @@ impl Sandbox {
         };
         let inner = &sandbox.inner;
         if let Some(pool) = &inner.pool {
-            let _ = inner.burials.refill.set(Refill::Pool(pool.bell()));
+            let _ = inner.burials.refill.set(Refill::Pool(pool.bell(!inner.identity.keeps_ids())));
             pool.fill(&inner.0)?;
         } else if inner.ahead.is_some() {
             let _ = inner.burials.refill.set(Refill::Ahead(Wish::new(Arc::downgrade(&inner.0))));

@@ -34,8 +34,9 @@ pub(crate) const PROGRAMS_MAX: usize = 1024;
 pub(crate) struct Config {
     pub(crate) version: u32,
     pub(crate) flags: u32,
-    /// Inside ids that init takes. The group is that of programs, too.
+    /// Inside id that init takes with [`TAKE_IDS`].
     pub(crate) uid: u32,
+    /// Inside group of init and of programs.
     pub(crate) gid: u32,
     /// Capabilities that programs may be given; all others leave the bounding set.
     pub(crate) capabilities: u64,
@@ -76,7 +77,7 @@ pub(crate) const NOTIFY_READY: u32 = 1;
 pub(crate) const NO_NEW_PRIVS: u32 = 4;
 /// [`Config::flags`]: drop capabilities (bounding set, and all sets of programs).
 pub(crate) const DROP_CAPABILITIES: u32 = 8;
-/// [`Config::flags`]: take `uid` and `gid`, and drop all supplementary groups.
+/// [`Config::flags`]: take `uid`, and drop all supplementary groups.
 pub(crate) const TAKE_IDS: u32 = 16;
 
 /// The head of each message to init.
