@@ -13,7 +13,7 @@ use sandbox::{Error, ErrorKind, Feature, IdPool, Sandbox, User};
 
 #[test]
 fn payload() {
-    common::acts::run(&[]);
+    common::acts::run(&[("odd_group", |_| odd_group())]);
 }
 
 fn host_ids(pid: u32) -> (BTreeSet<u32>, BTreeSet<u32>) {
@@ -249,6 +249,26 @@ fn one_id_of_a_given_map_is_shared_with_init_behind_the_filter() {
         b.off(Feature::Seccomp);
     });
     assert!(matches!(&error, Err(Error::Invalid { .. })), "{error:?}");
+}
+
+/// Becomes an ordinary user whose real group is another than the effective one, as in a set-group-ID program.
+fn odd_group() {
+    common::acts::become_user(65_000, 7);
+    let sandbox = common::sandbox(|b| _ = b.off(Feature::IdLease));
+    let groups = text(&sh(&sandbox, "grep ^Gid: /proc/self/status"));
+    assert_eq!(groups.split_whitespace().skip(1).collect::<Vec<_>>(), ["0"; 4]);
+}
+
+#[test]
+fn no_group_of_the_caller_is_kept_not_even_the_real_one() {
+    require!(
+        "no_group_of_the_caller_is_kept_not_even_the_real_one",
+        common::is_root(),
+        "root, who can have any group",
+        "an ordinary user"
+    );
+    let output = common::unprotected("odd_group").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 #[test]

@@ -107,6 +107,19 @@ pub fn raw_fork() -> i64 {
     unsafe { libc::fork() }.into()
 }
 
+/// Makes this process one of the user and group `id`, with another real group.
+pub fn become_user(id: u32, real_group: u32) {
+    // SAFETY: an empty list needs no memory.
+    let none = unsafe { libc::setgroups(0, std::ptr::null()) };
+    // SAFETY: numbers only.
+    let group = unsafe { libc::setresgid(real_group, id, id) };
+    // SAFETY: numbers only.
+    let user = unsafe { libc::setresuid(id, id, id) };
+    // SAFETY: numbers only. Its own files in /proc are root's otherwise.
+    let dumpable = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) };
+    assert_eq!([none, group, user, dumpable], [0; 4]);
+}
+
 pub fn errno() -> i32 {
     std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
